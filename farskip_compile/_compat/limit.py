@@ -52,7 +52,7 @@ class GivenUp:
     is_error: bool
     """Dynamo raises an error of its own next, and runs nothing."""
     module: nn.Module | None
-    """That the function is called with, if any."""
+    """The first module among the arguments of the function, if there is one."""
 
 
 def before_dynamo_gives_up(tell: Callable[[GivenUp], None]) -> None:

@@ -40,7 +40,7 @@ def tracing_for() -> Compiler | None:
 
 
 def tracing() -> Any:
-    """What Dynamo traces into in this thread, an object of its own for each attempt; None: it does not trace."""
+    """Return the object that Dynamo traces into in this thread, new for each attempt; None if it does not trace."""
     try:
         return InstructionTranslator.current_tx().output
     except AttributeError:
@@ -48,7 +48,7 @@ def tracing() -> Any:
 
 
 def stance() -> str:
-    """What `torch.compiler.set_stance` was last called with; `default`: Dynamo compiles."""
+    """Return the stance that `torch.compiler.set_stance` set last; `default` means that Dynamo compiles."""
     return str(eval_frame._stance.stance)
 
 

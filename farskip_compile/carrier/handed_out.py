@@ -30,7 +30,7 @@ WAY_OUT = (
 
 
 class Rest:
-    """What a carrier holds besides its base. No dataclass: no walk over structures is to look into it."""
+    """The parts of a carrier besides its base. No dataclass: no walk over structures is to look into it."""
 
     def __init__(self, key: str, base: torch.Tensor, others: tuple[Any, ...]) -> None:
         self.key = key

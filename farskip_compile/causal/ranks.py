@@ -35,7 +35,7 @@ from farskip_compile.causal.fully_sharded import held, units
 from farskip_compile.causal.identity import bytes_of
 from farskip_compile.causal.tensor_files import local
 from farskip_compile.errors import ConfigError
-from farskip_compile.locks import exclusive
+from farskip_compile.writing.locks import exclusive
 
 Sharded = Callable[[str, nn.Parameter], bool]
 

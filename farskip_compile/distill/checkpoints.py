@@ -27,7 +27,7 @@ from farskip_compile.errors import ManifestError
 from farskip_compile.json_files import replacing
 from farskip_compile.manifest import Manifest, save_manifest
 from farskip_compile.manifest.files import CONFIG
-from farskip_compile.whole_folders import FolderInTheMaking
+from farskip_compile.writing.whole_folders import FolderInTheMaking
 
 
 def save_checkpoint(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often, in this thread, this backend was called or a graph of it ran.
+"""A count, for each thread, of the calls of this backend and of the runs of its graphs.
 
 Contract: a number that only grows. A call of a compiled model in which it does not grow ran the model as it is written.
 """

@@ -58,7 +58,7 @@ class CompiledGuard(Guard):
         self.strict = strict
         self.has_manifest = has_manifest
         self.copied_before = False
-        """Whether it was copied when its family was not rewired yet."""
+        """Return whether the module was copied before its family was rewired."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "copied_before": not self.family.rewired}
@@ -106,7 +106,7 @@ class CompiledGuard(Guard):
 
 
 _traced: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""What Dynamo traces into -> the families of the guarded modules that it has met there."""
+"""Map each object that Dynamo traces into to the families of the guarded modules that Dynamo met there."""
 
 
 def watch() -> None:

@@ -29,7 +29,7 @@ def is_strict(compiler: Compiler) -> bool:
 
 
 def changes_function(compiler: Compiler) -> bool:
-    """Whether its options ask for another function than that of the model as it is written."""
+    """Return whether the options ask for another function than that of the model as it is written."""
     return option(compiler, "connectivity") != "none" or option(compiler, "manifest") is not None
 
 

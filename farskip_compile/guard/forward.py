@@ -38,7 +38,7 @@ Refusal = tuple[str, str]
 
 
 class Guard:
-    """What a module does when its forward is about to run in its original wiring; this one raises."""
+    """The action of a module whose forward is about to run in its original wiring; this one raises."""
 
     def __init__(self, module: nn.Module, refusal: Refusal) -> None:
         self.module = module
@@ -106,7 +106,7 @@ def is_guarded(model: nn.Module) -> bool:
 
 
 def refuses(module: nn.Module) -> bool:
-    """Whether a guard of the module raises in all cases."""
+    """Return whether a guard of the module raises in all cases."""
     return type(vars(module).get(GUARD)) is Guard
 
 

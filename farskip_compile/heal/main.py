@@ -41,10 +41,10 @@ from farskip_compile.heal.recipes import config_for, options_of, steps_for
 from farskip_compile.heal.settings import Settings
 from farskip_compile.heal.steps import ANEW, STEPS, Steps
 from farskip_compile.json_files import write_text
-from farskip_compile.locks import exclusive
 from farskip_compile.manifest import load_manifest, save_manifest
 from farskip_compile.manifest.files import CONFIG
 from farskip_compile.text_utils import amount
+from farskip_compile.writing.locks import exclusive
 
 HEALING = "healing"
 REPORT = "report"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a `Trainer` of transformers loads into a model that it trains rewired is whole.
+"""Whole checkpoints for a `Trainer` of transformers that resumes a rewired model.
 
 In:    the class `Trainer`, once transformers' module of it is imported (`farskip_compile/__init__.py`).
 Out:   the same class, whose `train(resume_from_checkpoint=...)` and `load_best_model_at_end` load all weights, and

@@ -38,7 +38,7 @@ class GraphParameters:
     used: tuple[str, ...]
     """Those that sub-blocks use, in graph order."""
     new: frozenset[str] = frozenset()
-    """Those that transformers initialised although it loaded others from a checkpoint."""
+    """Names of the parameters that transformers initialised although it loaded others from a checkpoint."""
 
 
 def graph_parameters(reading: Reading) -> GraphParameters:

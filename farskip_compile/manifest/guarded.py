@@ -24,7 +24,7 @@ from farskip_compile.manifest.json_text import with_key, without_key
 
 TYPE = "model_type"
 OURS = "farskip"
-"""How keys and values of this package begin."""
+"""The beginning of keys and values of this package."""
 PREFIX = OURS + "_"
 ORIGINAL_TYPE = PREFIX + TYPE
 """Key of the type of the original model."""
@@ -35,7 +35,7 @@ ORIGINAL_CODE = PREFIX + CODE
 DTYPE = "dtype"
 ORIGINAL_DTYPE = PREFIX + DTYPE
 PART = "_config"
-"""How keys of the configurations of parts end; not all of them have a type."""
+"""The end of the keys of the configurations of parts; not all of them have a type."""
 REFUSAL = "farskip: these weights are for a FarSkip form of the model, so import farskip_compile before they are loaded"
 """The `dtype` of a guarded configuration: the words of the error that constructing the configuration raises."""
 

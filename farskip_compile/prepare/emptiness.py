@@ -16,7 +16,7 @@ from collections.abc import Iterator, Set
 MEASURES = {"any", "numel", "nelement", "sum", "item", "size", "count_nonzero", "len", "max"}
 """Functions and methods that are false or zero for an empty selection."""
 LENGTHS = {"numel", "nelement", "size", "len"}
-"""Those that read a shape, not data."""
+"""Attributes and methods that read a shape, not data."""
 NUMBERS: dict[type[ast.cmpop], dict[int, bool]] = {
     ast.Eq: {0: True},
     ast.NotEq: {0: False},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a rank stands: an epoch of a frame (`ranks.compiles`) and an order, on one process group.
+"""The place of a rank: an epoch of a frame (`ranks.compiles`) and an order, on one process group.
 
 Contract: writes notes into the store of the group, and reads those of other ranks. Waits for nobody, and raises nothing
 but `StoreLost`.
@@ -22,11 +22,11 @@ _waits = itertools.count(1)
 
 @dataclass(frozen=True)
 class Place:
-    """Where this rank stands on one process group."""
+    """The place of this rank on one process group."""
 
     client: StoreClient
     order: str
-    """As JSON: the phase, the launches, what the ranks must have in common, and the sizes."""
+    """JSON text: the phase, the launches, what the ranks must have in common, and the sizes."""
     frame: Frame
     epoch: Epoch
     left: Epoch | None
@@ -85,7 +85,7 @@ class Place:
 
 
 ANY = "any"
-"""In the name of a place whose sizes are not fixed."""
+"""The mark in the name of a place whose sizes are not fixed."""
 
 
 def place_of(client: StoreClient, order: str, frame: Frame) -> Place:

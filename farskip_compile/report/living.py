@@ -30,14 +30,14 @@ GONE = "ZX"
 
 
 class Life(StrEnum):
-    """Whether a process is there."""
+    """The signs of a process that is there or not."""
 
     ALIVE = "alive"
     ENDED = "ended"
     SILENT = "no sign of life"
-    """It runs elsewhere, and has not touched its file for `SILENT_AFTER` seconds."""
+    """A process elsewhere that has not touched its file for `SILENT_AFTER` seconds."""
     UNKNOWN = "not known to live"
-    """It runs elsewhere, and the folder can't be written, so that the clock of its file system is not known."""
+    """A process elsewhere, in a folder that can't be written, so that the clock of its file system is not known."""
 
 
 def place() -> str:
@@ -83,7 +83,7 @@ def clock_of(folder: Path) -> float | None:
 
 
 def life_of(at: str, pid: int, began: str, sign: float, clock: float | None) -> Life:
-    """Whether a process is there.
+    """Return the signs of a process that is there or not.
 
     Args:
         at: its `place`.

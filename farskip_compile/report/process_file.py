@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this process runs, in a file that `farskip status` reads: only if FARSKIP_STATUS_DIR names a folder.
+"""A file about the models that this process runs, for `farskip status`: only if FARSKIP_STATUS_DIR names a folder.
 
 In:    graphs when they are compiled and when they have run first, whole models whose layers are compiled one by one,
        errors that ended a compile, and what Dynamo compiles no further version of.
@@ -63,11 +63,11 @@ class _Noted:
 
 
 _lines: dict[str | int, _Noted] = {}
-"""What each line is about -> the line, oldest first."""
+"""Map the subject of each line to the line, oldest first."""
 _owners: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 """Module that something was compiled of -> its number."""
 _numbers = itertools.count(1)
-"""Of modules, and of what is told once; ids come again, and the line would stay where the first one stood."""
+"""Numbers of modules, and of what is told once: ids come again, and would leave a line in an old place."""
 _lock = threading.Lock()
 _warned = False
 _beating = False
@@ -167,7 +167,7 @@ def _put(
 
 
 def _may_run(graph: Graph | None) -> bool:
-    """Whether a graph may run again: PyTorch keeps it, and a model that it has run with, or was made of, is there."""
+    """Return whether a graph may run again: PyTorch keeps it, and a model that it ran with or was made of."""
     if graph is None:
         return False
     return graph.owner is None or graph.owner() is not None or len(graph.given) > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process has written about itself for `farskip status`, and what follows from that.
+"""Records that a process wrote about itself for `farskip status`, and the verdicts that follow.
 
 In:    the lines of a file, as plain data.
 Out:   `Process`: its models, and for each whether it runs every row that was asked for.
@@ -56,7 +56,7 @@ class CompiledGraph:
     reason: str
     compile_id: str
     connectivity: str = ""
-    """What was asked for, in a form that can be compared."""
+    """Return the request in a form that can be compared."""
     owner: int | None = None
     """Number of the module in its process; None: not known."""
     rows_asked: int | None = None
@@ -71,22 +71,22 @@ class CompiledGraph:
 
     @property
     def counts(self) -> bool:
-        """Whether it is a model, and not a loss or a part of a model."""
+        """Return whether the record is of a model, not of a loss or a part of a model."""
         return self.kind != "part" and self.outcome not in SILENT
 
     @property
     def is_complete(self) -> bool:
-        """Whether every row that was asked for reads what was asked."""
+        """Return whether every row that was asked for reads the terms that were asked for."""
         return self.outcome in REWIRED and self.rows_rewired == self.rows_asked
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """What it was compiled by."""
+        """Return the name of the backend that compiled the model."""
         return (self.connectivity, self.manifest, self.kind)
 
     @property
     def wiring(self) -> tuple[Any, ...]:
-        """What ranks have in common."""
+        """Return the facts that all ranks must have in common."""
         return (self.model, self.outcome, self.connectivity, self.rows_rewired, self.rows_asked, self.left_out)
 
 
@@ -123,7 +123,7 @@ class RunningModel:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it runs every row that was asked for."""
+        """Return whether the model runs every row that was asked for."""
         if self.failures or not all(one.is_complete for one in self.current):
             return "NOT REWIRED"
         return "unknown" if all(one.ran is False for one in self.current) else "rewired"
@@ -176,12 +176,12 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is known to run."""
+        """Return whether the process is known to run."""
         return self.life is Life.ALIVE
 
     @cached_property
     def _failures(self) -> dict[Any, list[Failure]]:
-        """Those that nothing was compiled after, by whose they are."""
+        """Return the last compile of each model, by model."""
         found: dict[Any, list[Failure]] = {}
         for one in self.lines:
             if isinstance(one, Failure):
@@ -200,7 +200,7 @@ class Process:
 
     @cached_property
     def models(self) -> tuple[RunningModel, ...]:
-        """In the order in which they were compiled last."""
+        """Return the models in the order of their last compiles."""
         graphs: dict[Any, list[CompiledGraph]] = {}
         for one in self.compiled:
             if one.counts:
@@ -218,7 +218,7 @@ class Process:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether every model in it runs every row that was asked for."""
+        """Return whether every model of the process runs every row that was asked for."""
         found = {model.verdict for model in self.models}
         if self.failures or "NOT REWIRED" in found:
             return "NOT REWIRED"
@@ -226,7 +226,7 @@ class Process:
 
     @cached_property
     def wirings(self) -> list[tuple[Any, ...]]:
-        """What ranks have in common, in an order that does not depend on which model was compiled first."""
+        """Return the facts that all ranks must have in common, in an order of their own."""
         return sorted((model.shown.wiring for model in self.models), key=str)
 
     @property

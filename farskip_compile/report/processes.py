@@ -45,7 +45,7 @@ class Found:
     """What a folder says."""
 
     processes: tuple[Process, ...]
-    """Those that live, and of each rank without one the last, by job and rank."""
+    """Return the living processes, and the last one of each rank without a living one, by job and rank."""
     earlier: int = 0
     """Files of processes that have ended, and in whose place others live or ended later."""
     unreadable: tuple[str, ...] = ()
@@ -53,12 +53,12 @@ class Found:
 
     @property
     def alive(self) -> tuple[Process, ...]:
-        """Those that live."""
+        """Return the living processes."""
         return tuple(one for one in self.processes if one.is_alive)
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """In what ranks of one job differ, and which do not run, or have left nothing; of jobs that live."""
+        """Return how the ranks of each living job differ, and which do not run or left nothing."""
         jobs: dict[tuple[str, int], list[Process]] = {}
         for one in self.processes:
             jobs.setdefault((one.head.job, one.head.ranks), []).append(one)
@@ -68,7 +68,7 @@ class Found:
 
     @property
     def rewired(self) -> bool:
-        """Whether every model of every process that lives runs every row that was asked for."""
+        """Return whether every model of every living process runs every row that was asked for."""
         return self.status == 0
 
     @property
@@ -140,7 +140,7 @@ def _short(process: Process) -> str:
 
 
 def read_folder(folder: Path, pid: int | None = None) -> Found:
-    """What the processes have left in `folder`.
+    """Read the files that processes left in `folder`.
 
     Args:
         folder: that FARSKIP_STATUS_DIR named.

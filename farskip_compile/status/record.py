@@ -71,7 +71,7 @@ class Status:
     parameters: int
     """How many it has."""
     unseen: tuple[str, ...] = ()
-    """What would run it as it is written without a trace; see docs/training.md."""
+    """Ways to run the model as it is written that leave no trace; see docs/training.md."""
 
     @property
     def rewired(self) -> bool:

@@ -25,7 +25,8 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize.accumulations import mark_accumulations
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints
 from farskip_compile.passes.residual.sums import read_dataflow
-from farskip_compile.verify.values import evaluate, read_steps
+from farskip_compile.verify.steps import evaluate
+from farskip_compile.verify.values import read_steps
 
 
 @dataclass(frozen=True)

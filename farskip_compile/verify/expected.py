@@ -22,7 +22,8 @@ from torch import fx
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.verify.values import Steps, read_steps
+from farskip_compile.verify.steps import Steps
+from farskip_compile.verify.values import read_steps
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Wiring:
     terms: Mapping[int, TermSet]
     """What residual values and all other sums of terms hold."""
     between: Set[int]
-    """What lies between residual values and belongs to no sub-block."""
+    """Places of the nodes that lie between residual values and belong to no sub-block."""
     reads: Mapping[str, TermSet]
     """What each sub-block reads."""
 

@@ -70,7 +70,7 @@ DEPENDS_ON_DATA = (
 BRANCH = "a branch depends on data, whose values are only known when the model runs"
 """`generic_jump TensorVariable()`, in words."""
 EXPLANATION = (" The branch condition involves", " Hint:", " Developer debug context:")
-"""Where Dynamo's account of a graph break has said what happened, and goes on to what it knows of it."""
+"""The place in Dynamo's account of a graph break at which the event ends and background begins."""
 
 FUNCTIONAL = {
     "all_to_all_single": "all_to_all_single(input, output_splits, input_splits, group)",
@@ -94,7 +94,7 @@ def known_break(reason: str | None, node: str | None = None) -> PartialModelErro
 
 
 def stated(reason: str) -> tuple[str, str | None]:
-    """What a text of Dynamo says happened, without its hints, and the line `file:line` of the user's code."""
+    """Return the event that a text of Dynamo tells of, without hints, and the `file:line` of the user's code."""
     end = min((reason.find(mark) for mark in EXPLANATION if mark in reason), default=len(reason))
     place = LINE.search(reason)
     end = min(end, place.start()) if place is not None else end

@@ -33,7 +33,8 @@ from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.text_utils import amount
 from farskip_compile.verify.expected import Expected, Wiring, read_wiring
-from farskip_compile.verify.values import Step, Steps, evaluate, read_steps
+from farskip_compile.verify.steps import Step, Steps, evaluate
+from farskip_compile.verify.values import read_steps
 
 Translation = Callable[[TermSet], TermSet]
 """From the numbers of terms in one table to their numbers in another one."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each value of a graph as one number: graphs that compute the same have the same numbers, others differ by chance.
 
-Contract: `read_steps` reduces the nodes of a normalised graph to steps, `evaluate` computes the numbers of steps. Looks
-at operators, constants, edges and fake values; computes no tensor. The same numbers in every process and on every rank.
+Contract: `read_steps` reduces the nodes of a normalised graph to steps, of which `steps.evaluate` computes the numbers.
+Looks at operators, constants, edges and fake values; computes no tensor.
 
 Algorithm (linear): the graph is evaluated once, at a random point of a prime field.
 1. Elementwise sums, differences, products and quotients are those of numbers, and a Python number is itself. So the
-   coefficient of each term counts, its sign, and how often it is added; the order of additions does not.
+   coefficient of each term counts, its sign, and how often it is added; the order of additions does not. An
+   accumulation is the sum of its base and of a hash of its other arguments, which is the number of its mark.
 2. What is linear and more than a view of memory (a cast that rounds, a collective, a transposition) multiplies by a
    random number of its own; equal operators with equal constants have equal ones. Each shape has a number, too: a
    `view` multiplies by that of the new shape and divides by that of the old one, so that there and back is nothing.
@@ -20,9 +21,8 @@ Two different polynomials agree at a random point with a probability of about th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -32,6 +32,7 @@ from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.normalize.accumulations import STANDS_FOR
 from farskip_compile.passes.residual.sums import Dataflow
 from farskip_compile.verify.field import PRIME, fraction, inverse, joining, number_of, taking
+from farskip_compile.verify.steps import Rule, Step, Steps
 
 FLOAT8 = frozenset(
     dtype for name in dir(torch) if name.startswith("float8") and isinstance(dtype := getattr(torch, name), torch.dtype)
@@ -45,64 +46,6 @@ SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym
 """Operators whose result depends on the shape of a tensor, not on its data."""
 ELEMENTWISE = frozenset({"add", "sub"} | ops.PRODUCTS)
 _NODE, _OPEN, _CLOSE = 1, 2, 3
-
-
-class Rule(Enum):
-    """How a number follows from others."""
-
-    HASH = 0
-    AFFINE = 1
-    """key + sum of weight * input"""
-    PRODUCT = 2
-    """key * product of inputs"""
-    QUOTIENT = 3
-    """key * product of inputs but the last / the last"""
-    ADDED = 4
-    """the first input + a hash of key and the other inputs"""
-
-
-@dataclass(slots=True)
-class Step:
-    """One node of a graph. Inputs are places of other nodes."""
-
-    name: str
-    rule: Rule
-    key: int
-    inputs: tuple[int, ...]
-    weights: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
-    """What it reads beside its inputs: writes to their memory, and what comes before it by order alone."""
-
-    def number(self, of: Callable[[int], int]) -> int:
-        """The number of the node, from those of others by place."""
-        if self.rule is Rule.HASH:
-            return hash((self.key, *map(of, self.inputs), *map(of, self.after))) % PRIME
-        if self.rule is Rule.ADDED:
-            base, *rest = map(of, self.inputs)
-            return (base + hash((self.key, *rest, *map(of, self.after)))) % PRIME
-        if self.rule is Rule.AFFINE:
-            number = self.key + sum(weight * of(place) for weight, place in zip(self.weights, self.inputs, strict=True))
-        else:
-            *factors, last = map(of, self.inputs)
-            number = self.key * (last if self.rule is Rule.PRODUCT else pow(last, PRIME - 2, PRIME))
-            for factor in factors:
-                number = number * factor % PRIME
-        if self.after:
-            number += hash((self.key, *map(of, self.after)))
-        return number % PRIME
-
-
-@dataclass(frozen=True)
-class Steps:
-    """A graph as steps, in its order."""
-
-    steps: Sequence[Step]
-    effects: Sequence[int]
-    """Places of the nodes that do more than compute a value: writes, random numbers, switches, checks."""
-
-    def effect_names(self) -> list[str]:
-        """Names of these nodes, in order."""
-        return [self.steps[place].name for place in self.effects]
 
 
 def read_steps(flow: Dataflow) -> Steps:
@@ -133,14 +76,6 @@ def read_steps(flow: Dataflow) -> Steps:
             acting.append(place)
         steps.append(step)
     return Steps(steps, acting)
-
-
-def evaluate(steps: Sequence[Step]) -> list[int]:
-    """The numbers of all steps."""
-    numbers: list[int] = []
-    for step in steps:
-        numbers.append(step.number(numbers.__getitem__))
-    return numbers
 
 
 def _is_impure(node: fx.Node, known: dict[object, bool]) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a write in place is not what its out-of-place form is: without gradients, through a detached view, in autocast.
+"""Modes in which a write in place is not its out-of-place form: no gradients, a detached view, autocast.
 
 In:    the nodes of a graph, one after another.
 Out:   whether gradients are recorded at a node and which autocast is on; which tensors of one memory gradients connect.
@@ -22,7 +22,7 @@ from farskip_compile.passes.graph import effects, ops
 
 DETACHING = frozenset(["detach", "_get_data_attr"])
 DEFAULTS: tuple[Any, ...] = ("cpu", None, True)
-"""Of the beginning of autocast: device, type, and whether it is on."""
+"""Arguments of the beginning of autocast: device, type, and whether it is on."""
 Autocast = tuple[str, torch.dtype] | None
 
 
@@ -61,7 +61,7 @@ class Modes:
         return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
     def are_one_in_gradients(self, written: fx.Node, others: Iterable[fx.Node]) -> bool:
-        """Whether a write to `written` here changes the gradients of `others`, tensors of its memory, as their data."""
+        """Return whether a write to `written` here changes the gradients of `others`, views of its memory, too."""
         if not any(value.requires_grad for node in (written, *others) if (value := ops.tensor(node)) is not None):
             return True
         family = self._family.get(written, written)

@@ -256,10 +256,16 @@ FURTHER = (
         "tests/handwritten/test_between.py",
     ),
     SourceFault(
-        "farskip_compile/locks.py", "fcntl.LOCK_SH if shared else fcntl.LOCK_EX", "fcntl.LOCK_SH", "tests/test_locks.py"
+        "farskip_compile/writing/locks.py",
+        "fcntl.LOCK_SH if shared else fcntl.LOCK_EX",
+        "fcntl.LOCK_SH",
+        "tests/writing/test_locks.py",
     ),
     SourceFault(
-        "farskip_compile/whole_folders.py", "2 if name == ENTRY else 1 if", "1 if", "tests/test_whole_folders.py"
+        "farskip_compile/writing/whole_folders.py",
+        "2 if name == ENTRY else 1 if",
+        "1 if",
+        "tests/writing/test_whole_folders.py",
     ),
 )
 """As `source_faults.FAULTS`."""

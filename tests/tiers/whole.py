@@ -194,10 +194,8 @@ WHOLE = {
     "tests/manifest/test_malformed.py": "files that others may have written",
     "tests/manifest/test_amd_keys.py": "ranges of layers, each compiled",
     "tests/manifest/test_mismatch.py": "pairs of models",
-    "tests/test_whole_folders.py::test_it_is_whole_or_what_it_was_or_no_checkpoint[nothing": "many forked processes",
-    "tests/test_whole_folders.py::test_it_is_whole_or_what_it_was_or_no_checkpoint[an earlier checkpoint there-disk": (
-        "many forked processes"
-    ),
+    "tests/writing/test_whole_folders.py::test_it_is_whole_or_what_it_was[nothing": "many forked processes",
+    "tests/writing/test_whole_folders.py::test_it_is_whole_or_what_it_was[an earlier checkpoint there-disk": "the same",
     "tests/prepare/test_state.py::test_prepare_leaves_what_a_forward_writes_alone[compiled": "further ways to write",
     "tests/prepare/test_state.py::test_prepare_leaves_what_a_forward_writes_alone[tensors": "further ways to write",
     "tests/prepare/test_state.py::test_prepare_leaves_what_a_forward_writes_alone[objects": "further ways to write",

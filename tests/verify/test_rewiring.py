@@ -20,7 +20,8 @@ from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Request, ask
 from farskip_compile.testing.strategies import Network, capture, networks
 from farskip_compile.verify.rewiring import snapshot, verify
-from farskip_compile.verify.values import evaluate, read_steps
+from farskip_compile.verify.steps import evaluate
+from farskip_compile.verify.values import read_steps
 from tests.graphs import reads
 from tests.mutation.bench import rewired
 from tests.mutation.models import PARALLEL, PLAIN, REDUCING, SCALED

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from farskip_compile.passes.residual.sums import read_dataflow
 from farskip_compile.verify import values
 from farskip_compile.verify.field import joining, taking
-from farskip_compile.verify.values import evaluate, read_steps
+from farskip_compile.verify.steps import evaluate
+from farskip_compile.verify.values import read_steps
 from tests.graphs import dynamo
 
 X = torch.randn(4, 6)

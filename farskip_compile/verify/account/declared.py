@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user declared, held against what rows show: a declaration that they refute would rewire another model.
+"""Declarations of the user, held against rows: one that rows refute would rewire another model.
 
 Contract: `check_declared` is given the terms, what computes each, and the `Rows` of all nodes, in which declarations
 only fill in what no rule knows (`rows.rules`). It raises, or says nothing; what the rows can't see is believed, such as
@@ -26,7 +26,7 @@ from farskip_compile.verify.rows.state import Rows, State
 
 MIXERS = ("attention", "mixer")
 REFUTED_BY = {"mixes": ("dense", "routed"), "moves": ("dense",)}
-"""What an operator does to rows -> what it can't be then."""
+"""Map each effect of an operator on rows to the kinds that it refutes."""
 
 
 def check_declared(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows]) -> None:

@@ -72,7 +72,7 @@ def _is_proven(node: fx.Node, proven: dict[fx.Node, bool | None]) -> bool | None
 
 
 def _makes_rows(arg: fx.Node, node: fx.Node) -> bool:
-    """Whether `arg` is more than a gate, a mask or a bias of `node`: its last dimension is not broadcast."""
+    """Return whether `arg` is more than a gate, a mask or a bias of `node`: its last dimension is not broadcast."""
     value, result = ops.tensor(arg), ops.tensor(node)
     if value is None or result is None:
         return True
@@ -111,7 +111,7 @@ def open_end(graph: fx.Graph, finished: Iterable[fx.Node]) -> fx.Node | None:
 
 
 def _applies_weights(node: fx.Node) -> bool:
-    """Whether features meet in `node`; an operator that nothing is known about may just hand its input on."""
+    """Return whether features meet in `node`; an operator that nothing is known about may just hand its input on."""
     return is_contraction(node) and (not is_unknown(node) or any(map(is_state, node.all_input_nodes)))
 
 
@@ -120,7 +120,7 @@ def _is_norm(node: fx.Node) -> bool:
 
 
 def _reduces(node: fx.Node, inputs: Sequence[fx.Node]) -> bool:
-    """Whether `node` takes a statistic of its input, such as the mean square of each row."""
+    """Return whether `node` takes a statistic of its input, such as the mean square of each row."""
     value = ops.tensor(node)
     source = next((one for arg in inputs if (one := ops.tensor(arg)) is not None), None)
     if ops.op_name(node) not in REDUCTIONS:

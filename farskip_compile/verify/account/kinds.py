@@ -103,8 +103,10 @@ def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[
 
 
 def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, Rows]) -> bool:
-    """Whether all that mixes rows of the term is a convolution or scan of what a network of its own kind has computed:
-    after it nothing applies weights or mixes rows, before it weights are applied to what weights have made."""
+    """Return whether a convolution or scan behind a network of the term's own kind is all that mixes its rows.
+
+    After it nothing applies weights or mixes rows, before it weights are applied to what weights have made.
+    """
     at = rows[claim.leaf].at
     if rows[claim.leaf].state is not State.MIXED or at is None or not ops.is_scan(at):
         return False
@@ -142,7 +144,7 @@ def is_known_mixer(node: fx.Node) -> bool:
 
 
 def has_rows_of_one(base: fx.Node) -> bool:
-    """Whether the stream has one token, or one sequence: then mixing can't be seen along that dimension."""
+    """Return whether the stream has one token, or one sequence: then mixing can't be seen along that dimension."""
     value = ops.tensor(base)
     assert value is not None
     return any(same_dim(size, 1) for size in value.shape[:-1])

@@ -71,19 +71,19 @@ def _rows_anew(graph: fx.Graph, values: Collection[fx.Node], chosen: Set[fx.Node
 
 
 def _is_chosen(found: Rows | None) -> bool:
-    """Whether a decision picked a value among weights."""
+    """Return whether a decision picked a value among weights."""
     return found is not None and found.state is State.DECISION
 
 
 def _works(node: fx.Node) -> bool:
-    """Whether `node` applies weights, gates or masks, or writes rows to their places."""
+    """Return whether `node` applies weights, gates or masks, or writes rows to their places."""
     return is_contraction(node) or ops.op_name(node) in PRODUCTS or ops.op_name(node).rstrip("_") in WRITES
 
 
 def _puts_together(
     node: fx.Node, made: Set[fx.Node], rows: Mapping[fx.Node, Rows], order: Mapping[fx.Node, int]
 ) -> bool:
-    """Whether `node` adds a value that experts `made` to one that no decision was made about."""
+    """Return whether `node` adds a value that experts `made` to one that no decision was made about."""
     inputs = node.all_input_nodes
     if made.isdisjoint(inputs) or ops.op_name(node) in PRODUCTS or (is_contraction(node) and not is_unknown(node)):
         return False
@@ -97,7 +97,7 @@ def _is_decided(found: Rows) -> bool:
 
 
 def _fit(a: fx.Node, b: fx.Node) -> bool:
-    """Whether both are floating, with rows as wide as each other's."""
+    """Return whether both are floating, with rows as wide as each other's."""
     left, right = ops.tensor(a), ops.tensor(b)
     if left is None or right is None or not ops.is_floating(a) or not ops.is_floating(b):
         return False

@@ -42,19 +42,19 @@ from farskip_compile.verify.normalized.twins import Autocast
 from farskip_compile.verify.normalized.values import Known, leaves, mapped, with_fake_values
 
 CHECKS = ("_check", "_assert", "assert", "sym_constrain")
-"""How the names of operators begin that raise or do nothing: what runs after one computes what it did before."""
+"""The beginnings of names of operators that raise or do nothing: later calls compute what they did before."""
 
 
 @dataclass
 class Ledger:
-    """What a graph does, in numbers."""
+    """The effects and results of a graph, as numbers."""
 
     returned: list[Hashable] = field(default_factory=list)
     """Each output: its number, and whose memory it is in."""
     left: dict[Hashable, int] = field(default_factory=dict)
-    """What the memory of each graph input and attribute holds at the end."""
+    """The final content of the memory of each graph input and attribute."""
     acts: list[tuple[int, str]] = field(default_factory=list)
-    """What is done besides computing and writing, in order: a number, and the name of the node."""
+    """Acts besides computing and writing, in order: a number, and the name of the node."""
     values: dict[str, Hashable] = field(default_factory=dict)
     """The number of each node."""
     unordered: tuple[str, str] | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a call in a Dynamo graph writes to, and which operator computes the same out of place.
+"""The arguments that a call in a Dynamo graph writes to, and the operator that computes the same out of place.
 
 Contract: answered from the target alone: the schema of a registered operator; of a function or method of torch the
 promises of its name and parameters. Says more writes than there are in doubt: of a function of unknown content, that it
@@ -40,23 +40,23 @@ OWN = ("torch", "_operator", "operator", "math", "builtins")
 
 @dataclass(frozen=True, slots=True)
 class Callee:
-    """What all calls of one target have in common."""
+    """The facts that all calls of one target have in common."""
 
     name: str
-    """Of the operator that computes the same out of place."""
+    """The name of the operator that computes the same out of place."""
     written: tuple[tuple[int, str], ...] = ()
     """Position and name of the parameters that are written to."""
     replaces_first: bool = False
-    """It writes its result to its first argument, and does nothing else."""
+    """True if a call writes its result to its first argument, and does nothing else."""
     flag: int | None = None
     """Position of the parameter `inplace`."""
     may_write_all: bool = False
-    """Its content is not known."""
+    """True if the content that a call leaves is not known."""
     is_random: bool = False
     is_ordered: bool = False
-    """It may do more than compute and write, such as communicate."""
+    """True if a call may do more than compute and write, such as communicate."""
     twin: Callable[..., Any] | None = None
-    """What computes the same out of place, to be called with the same arguments."""
+    """The function that computes the same out of place, to be called with the same arguments."""
 
     def writes_to(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Return the arguments of a call that are written to."""

@@ -22,7 +22,7 @@ from farskip_compile.verify.normalized.memory import View
 
 OPERANDS = ("self", "input", "other")
 FIRST = ("self", "input", "x", "a", "x1")
-"""How the first operand may be named: by torch, and as NumPy does."""
+"""Names of the first operand: those of torch, and that of NumPy."""
 Arguments = tuple[str, tuple[Any, ...], dict[str, Any]]
 """The name of an operator, and what it is given."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What memory holds while a graph runs, as numbers; tensors are views of it.
+"""The content of memory while a graph runs, as numbers; tensors are views of it.
 
 Contract: knows no operator and computes no tensor. `Numbers` gives equal structures equal numbers, and no others.
 `read` and `write` follow one law, and nothing else is ever taken for equal: a part that was written holds what was
@@ -42,11 +42,11 @@ class Lens:
         """Number of the steps from the whole memory."""
         self.fake = fake
         self.spot: tuple[Hashable, ...] | None = None
-        """Where the elements lie, once it was asked for."""
+        """The places of the elements, once they were asked for."""
 
 
 class Region:
-    """What the elements of one lens hold. Of the writes to a part of them, the last is remembered as a region."""
+    """The content of the elements of one lens. The last write to a part of them is remembered as a region."""
 
     __slots__ = ("before", "inside", "number", "part", "way")
 
@@ -66,7 +66,7 @@ class Memory:
     outside: Hashable = None
     """Name of the graph input or attribute that it belongs to; None: the graph allocates it."""
     is_new: bool = False
-    """It was allocated by a node that the code under test made: nothing is known of its layout."""
+    """True if a node that the code under test made allocated the memory: its layout is not known."""
     last_write: object = None
     """The node that wrote to it last."""
 
@@ -80,13 +80,13 @@ class View:
     shape: int
     """Number of its shape."""
     fake: torch.Tensor
-    """What the graph says of its type, device and layout."""
+    """The fake tensor of the graph: type, device and layout."""
     differentiable: bool = False
-    """Whether gradients go through it."""
+    """True if gradients go through the view."""
     seen: object = None
     """The write that whoever reads this view depends on by an edge of the graph."""
     note: tuple[Any, ...] = ()
-    """How it was made, where an operator further on is judged by that."""
+    """The way in which the view was made, where a later operator is judged by it."""
 
 
 def allocate(number: int, outside: Hashable = None, *, is_new: bool = False) -> Memory:

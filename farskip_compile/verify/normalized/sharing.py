@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which operand a result is a view of.
+"""The operands that results are views of.
 
 Contract: of the first graph Dynamo's fake tensors are own: tensors share memory if the storages of their fake
 tensors are one. The answers are kept. A node of the second graph that stood in the first gets the answer that it had
@@ -35,9 +35,9 @@ class Shares:
     """The result is a view of an operand."""
 
     operand: int
-    """Its place among the tensors that the call is given."""
+    """The place of the operand among the tensors that the call is given."""
     is_all: bool
-    """It holds all elements of the operand in their order, and gradients go through it."""
+    """True if the result holds all elements of the operand in their order, and gradients go through it."""
 
 
 class Sharing:

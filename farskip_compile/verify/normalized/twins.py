@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the result of an operator that writes in place differs from that of its twin: type, autocast, gradients.
+"""Differences between an operator that writes in place and its twin: type, autocast, gradients.
 
 Contract: the twin is called on fake tensors, once for each kind of arguments; nothing of a graph is changed.
 """

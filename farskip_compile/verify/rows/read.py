@@ -42,7 +42,7 @@ def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node,
 
 
 Again = Callable[[fx.Node, Rows], Rows]
-"""What is to be taken for known of a node, given what its rule has found."""
+"""A function that returns the facts to go on with for a node, given those that its rule found."""
 
 
 def read_rows(

@@ -42,7 +42,7 @@ def apply(node: fx.Node, given: Given) -> Rows:
 
 
 def _undeclared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
-    """What is known of the value of `node` by the rule of its operator."""
+    """Return the facts about the value of `node` that the rule of its operator gives."""
     found = worst(args)
     if ops.op_name(node) == "after_write":
         # the buffer, which `read_rows` gives as what was written to it: integers may be data
@@ -149,7 +149,7 @@ def _as_declared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
 
 
 def _is_sure(node: fx.Node, kind: str, found: Rows, args: Sequence[Rows]) -> bool:
-    """Whether the rule of an operator, which has `found` something, goes before what was declared."""
+    """Return whether the rule of an operator, which has `found` something, goes before what was declared."""
     from_rows = all(one.state <= State.ROWS for one in args)
     if kind in ("attention", "mixer"):
         return from_rows and (found.state in (State.FREE, State.ROWS) or bool(found.layout))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from farskip_compile.locks import TEMPORARY
-from farskip_compile.whole_folders import FolderInTheMaking
+from farskip_compile.writing.locks import TEMPORARY
+from farskip_compile.writing.whole_folders import FolderInTheMaking
 from tests.interrupted import interrupted
 
 OLD = {"config.json": "old", "model.safetensors": "old", "farskip.json": "old"}
@@ -54,7 +54,7 @@ def prepared(place: Path, before: dict[str, str]) -> Iterator[Path]:
 
 @pytest.mark.parametrize("full", [False, True], ids=["killed", "disk full"])
 @pytest.mark.parametrize("before", [{}, OLD | MINE], ids=["nothing there", "an earlier checkpoint there"])
-def test_it_is_whole_or_what_it_was_or_no_checkpoint(
+def test_it_is_whole_or_what_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, str], full: bool
 ) -> None:
     seen = set()

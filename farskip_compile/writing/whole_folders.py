@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farskip_compile.json_files import flush
-from farskip_compile.locks import TEMPORARY, Busy, hold, remove
+from farskip_compile.writing.locks import TEMPORARY, Busy, hold, remove
 
 ENTRY = "config.json"
 WEIGHTS = re.compile(r"(model|pytorch_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
@@ -59,7 +59,7 @@ class FolderInTheMaking:
 
     @property
     def path(self) -> Path:
-        """Where files are to be written until `finish`."""
+        """The folder that files are written to until `finish`."""
         name = f".{self.target.name}.{self.token}.writing"
         return self.target / name if self.is_there else self.target.parent / name
 
