@@ -52,7 +52,7 @@ from farskip_compile._compat.distributed import group_size, is_group, world_size
 from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.declared import declared, part_of_a_collective
 from farskip_compile.passes.schedule.in_flight import arrival
 
@@ -93,7 +93,7 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
         raise UnsupportedPatternError(
             f"{ops.op_name(node) or node.op} launches no collective that the cost model knows",
             way_out="ask is_launch(node) first",
-            where=ops.where(node),
+            where=user_calls.where(node),
         )
     group = comms.process_group(node)
     ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else _ranks(node, group)

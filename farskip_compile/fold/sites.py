@@ -31,7 +31,7 @@ from farskip_compile.fold.readers import Found, Reader, find_readers
 from farskip_compile.fold.record import LeftAlone
 from farskip_compile.fold.twins import Twins
 from farskip_compile.fold.writers import find_writers
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.table import SubBlock
 from farskip_compile.passes.residual.tags import terms_of
@@ -216,7 +216,7 @@ class Search:
             raise VerificationError(
                 f"{value.name}, which a rewired sub-block reads, was not found in the graph as written",
                 way_out="report it; the model is unchanged",
-                where=ops.where(value),
+                where=user_calls.where(value),
             )
         return there
 
@@ -273,5 +273,5 @@ def _same_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _line(node: fx.Node) -> str:
-    source = ops.source_line(node)
+    source = user_calls.source_line(node)
     return f"{ops.op_name(node) or node.op}" + (f" at {source}" if source else f" ({node.name})")

@@ -17,7 +17,7 @@ from farskip_compile.inductor_passes.in_pieces import log
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import user_calls
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.verify.tokens import verify_tokens
@@ -44,7 +44,7 @@ def cut_in_micro_batches(module: fx.GraphModule, parts: int, skip: Collection[st
         driver.verify(verify_tokens, twin, before)
         driver.finish()
     except (NotSeparableError, VerificationError) as error:
-        where = ops.where(error.node) if isinstance(error, NotSeparableError) else error.where
+        where = user_calls.where(error.node) if isinstance(error, NotSeparableError) else error.where
         if strict:
             raise UnsupportedPatternError(
                 f"the batch can't be cut in {parts} parts: {error.reason}",

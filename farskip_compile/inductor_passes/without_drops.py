@@ -32,7 +32,7 @@ from farskip_compile.inductor_passes.in_pieces import WORTH, log
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.pieces import CHOICES
@@ -75,7 +75,7 @@ def cut_without_drops(
         whole = _by_expert(module.graph, pieces, profile)
     if along == "experts":
         for launch in (one.launch for one in gathered_exchanges(module.graph)):
-            whole[launch.name] = BY_GATHER, ops.where(launch)
+            whole[launch.name] = BY_GATHER, user_calls.where(launch)
             note(launch, BY_GATHER)
     if along != "experts" and BY_TOKEN not in skip:
         whole = _by_token(module, pieces, profile, whole)
@@ -121,7 +121,7 @@ def _by_expert(graph: fx.Graph, pieces: Pieces, profile: HardwareProfile) -> Who
     driver.run()
     driver.verify(verify_blocks, graph, before)
     driver.finish()
-    return {one.node.name: (one.reason, ops.where(one.node)) for one in driver.facts["stay_whole"]}
+    return {one.node.name: (one.reason, user_calls.where(one.node)) for one in driver.facts["stay_whole"]}
 
 
 def _best_by_expert(profile: HardwareProfile, exchanges: Exchanges) -> int:
@@ -146,13 +146,13 @@ def _by_token(module: fx.GraphModule, pieces: Pieces, profile: HardwareProfile, 
     try:
         driver.run()
         cut: TokensCut = driver.facts["tokens_cut"]
-        left = {(one.launch or one.node).name: (one.reason, ops.where(one.node)) for one in cut.whole}
+        left = {(one.launch or one.node).name: (one.reason, user_calls.where(one.node)) for one in cut.whole}
         if cut.pairs:
             driver.verify(verify_tokens, twin, before)
             driver.finish()
             module.graph = twin
     except (NotSeparableError, VerificationError) as error:
-        where = ops.where(error.node) if isinstance(error, NotSeparableError) else error.where or Where()
+        where = user_calls.where(error.node) if isinstance(error, NotSeparableError) else error.where or Where()
         left = {_whole(module.graph)[0].name: (error.reason, where)}
     reasons: Whole = {}
     for node in _whole(module.graph):

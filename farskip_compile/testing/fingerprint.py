@@ -22,7 +22,7 @@ from torch import fx
 from farskip_compile._compat.distributed import group_ranks
 from farskip_compile.capture import Capture
 from farskip_compile.explain.layout import reads_text, short_place
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.ranks.announce import collective_orders
 from farskip_compile.ranks.identity import source_hash
@@ -97,7 +97,7 @@ def _lines(module: fx.GraphModule, groups: _Groups, indent: str = "") -> Iterato
         target = ops.op_name(node) or str(node.target)
         value = ops.tensor(node)
         kind = f": {str(value.dtype).removeprefix('torch.')} of {value.dim()} dimensions" if value is not None else ""
-        place = ops.source_line(node)
+        place = user_calls.source_line(node)
         at = f"  at {short_place(place)}" if place else ""
         yield f"{indent}%{number} = {node.op} {target}({', '.join(arguments)}){kind}{at}"
         body = getattr(module, str(node.target), None) if node.op == "get_attr" else None

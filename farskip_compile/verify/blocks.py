@@ -25,7 +25,7 @@ from torch import fx
 
 from farskip_compile._compat import same_dim
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import comms, effects, ops
+from farskip_compile.passes.graph import comms, effects, ops, user_calls
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.claims import claims_of
@@ -225,5 +225,5 @@ def _error(node: fx.Node, reason: str) -> VerificationError:
     return VerificationError(
         f"exchanges in pieces, by expert: {node.name!r} is not what it should be: {reason}",
         way_out="nothing was compiled; please report this: it is a defect of farskip-compile. pieces=1 goes without it",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

@@ -20,7 +20,7 @@ from torch import fx
 from farskip_compile._compat import callers_graph_break, graph_break_reason, is_resumed
 from farskip_compile._compat.modules import input_path
 from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, Where
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.passes.residual.table import Kind
@@ -51,13 +51,13 @@ def check_part(module: fx.GraphModule, reading: Reading | None) -> None:
     """
     ends = _Ends(module, reading)
     if ends.broken or ends.resumed:
-        raise _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
+        raise _cut(INSIDE, ends.cut, user_calls.name_written(ends.mixer) if ends.mixer is not None else None)
     if reading is None:
         raise not_a_sum(module.graph) or PartialModelError(
             "a layer that is compiled by itself has no residual stream: nothing in it is computed from a value and "
             "added to that value",
             way_out="leave it out: farskip_compile.regional(..., stack=...) names the layers; or compile the model",
-            where=ops.where(ends.mixer) if ends.mixer is not None else None,
+            where=user_calls.where(ends.mixer) if ends.mixer is not None else None,
         )
 
 
@@ -135,7 +135,7 @@ def _cut(place: str, reason: str | None, node: str | None) -> PartialModelError:
 
 
 def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
-    return _cut(INSIDE, ends.cut, ops.name_written(ends.mixer) if ends.mixer is not None else None)
+    return _cut(INSIDE, ends.cut, user_calls.name_written(ends.mixer) if ends.mixer is not None else None)
 
 
 def _no_stream(ends: _Ends) -> FarSkipError:
@@ -145,31 +145,31 @@ def _no_stream(ends: _Ends) -> FarSkipError:
             f"there is attention in the graph, but no residual stream: {layer[1]}",
             way_out="streams that are mixed or scaled by activations are not supported; write every skip connection as "
             "a plain add",
-            where=ops.where(layer[0]),
+            where=user_calls.where(layer[0]),
         )
     return not_a_sum(ends.module.graph) or PartialModelError(
         "there is attention in the graph, and nothing that it is added to: a part of a layer seems to be compiled by "
         "itself",
         way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or '
         'connectivity="none", which rewires nothing',
-        where=ops.where(ends.mixer) if ends.mixer is not None else None,
+        where=user_calls.where(ends.mixer) if ends.mixer is not None else None,
     )
 
 
 def _cut_before_its_end(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its end", ends.broken, ops.name_written(ends.reading.stream.root))
+    return _cut("before its end", ends.broken, user_calls.name_written(ends.reading.stream.root))
 
 
 def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its beginning", callers_graph_break(), ops.name_written(ends.reading.stream.base))
+    return _cut("before its beginning", callers_graph_break(), user_calls.name_written(ends.reading.stream.base))
 
 
 def _part(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
     cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
-    if (known := known_break(cut, ops.name_written(base))) is not None:
+    if (known := known_break(cut, user_calls.name_written(base))) is not None:
         return known
     count = amount(len(rows), "sub-block")
     inputs = [input_path(one) for one in ends.open_inputs]
@@ -189,7 +189,7 @@ def _part(ends: _Ends) -> FarSkipError:
             else 'compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); or prepare its '
             "layers before they are compiled: farskip_compile.regional(model, compile=False); if this is a whole "
             f"model, from its embedding to its end, {say_so}",
-            where=Where(node=ops.name_written(base), source=source) if source else ops.where(base),
+            where=Where(node=user_calls.name_written(base), source=source) if source else user_calls.where(base),
         )
     whole = "compile the whole model, without pipeline stages"
     if ends.open_end is not None:
@@ -198,13 +198,13 @@ def _part(ends: _Ends) -> FarSkipError:
             f"a pipeline stage{break_met}",
             way_out=f"{whole}, together with its final norm or its head; if all of it ends like this, or returns its "
             f"last hidden state besides, {say_so}",
-            where=ops.where(ends.open_end),
+            where=user_calls.where(ends.open_end),
         )
     return PartialModelError(
         f"the residual stream begins with an input of the call, {', '.join(map(repr, names))}, and {count} follow: the "
         f"graph may be the last part of a model, such as a pipeline stage{break_met}",
         way_out=f"{whole}; if this input is an embedding, as inputs_embeds is, {say_so}",
-        where=ops.where(base),
+        where=user_calls.where(base),
     )
 
 

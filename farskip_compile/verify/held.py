@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.declared import Declared
 
 Call = tuple[str, object, tuple[object, ...], dict[str, object]]
@@ -69,5 +69,7 @@ WAY_OUT = "please report this: it is a defect of farskip-compile. `schedule=Fals
 
 def _error(node: fx.Node, reason: str) -> VerificationError:
     return VerificationError(
-        f"marking collectives has broken the graph at {node.name!r}: {reason}", way_out=WAY_OUT, where=ops.where(node)
+        f"marking collectives has broken the graph at {node.name!r}: {reason}",
+        way_out=WAY_OUT,
+        where=user_calls.where(node),
     )

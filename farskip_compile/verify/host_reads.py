@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, ops, user_calls
 
 READ = torch.ops.aten._local_scalar_dense.default
 ADDED = frozenset(["farskip::to_host", "farskip::on_host", "select"])
@@ -92,5 +92,5 @@ def _error(node: fx.Node, reason: str) -> VerificationError:
     return VerificationError(
         f"reading on the host has broken the graph at {node.name!r}: {reason}",
         way_out='please report this: it is a defect of farskip-compile. disable_passes=["host_reads"] avoids it',
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

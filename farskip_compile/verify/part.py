@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.layout import Axis, Layout
 
@@ -108,5 +108,5 @@ def error(node: fx.Node, reason: str) -> VerificationError:
     return VerificationError(
         f"exchanges in pieces: {node.name!r} is not what it should be: {reason}",
         way_out="nothing was compiled; please report this: it is a defect of farskip-compile. pieces=1 goes without it",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

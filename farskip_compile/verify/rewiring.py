@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from farskip_compile.errors import FarSkipError, VerificationError, Where
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.regions import SideChannels, reads
 from farskip_compile.passes.residual.stack import Stack, read_stack
@@ -184,7 +184,7 @@ def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring)
         raise _error(
             f"{whose}{step.name!r} ({ops.op_name(node) or node.op}) does not have the value asked for: "
             + _difference(program, step, before, before.program.steps[old], wrong),
-            ops.where(node, owner.layer if owner is not None else None),
+            user_calls.where(node, owner.layer if owner is not None else None),
         )
 
 

@@ -28,7 +28,7 @@ from torch import fx
 from farskip_compile._compat import inductor
 from farskip_compile._compat.distributed import is_group
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.verify.before import Before, Kept
 
@@ -242,5 +242,5 @@ def _error(node: fx.Node, reason: str) -> VerificationError:
     return VerificationError(
         f"scheduling has broken the graph at {node.name!r} ({ops.op_name(node) or node.op}): {reason}",
         way_out="please report this: it is a defect of farskip-compile. `schedule=False` avoids it",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

@@ -28,7 +28,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import comms, effects, ops
+from farskip_compile.passes.graph import comms, effects, ops, user_calls
 from farskip_compile.passes.normalize.accumulations import STANDS_FOR
 from farskip_compile.passes.residual.sums import Dataflow
 from farskip_compile.verify.field import PRIME, fraction, inverse, joining, number_of, taking
@@ -149,7 +149,7 @@ def _accumulation(node: fx.Node, mark: fx.Node, addend: Step, place_of: Mapping[
         raise VerificationError(
             f"{ops.op_name(node)!r} was taken for the sum of its base and of something that its arguments do not say",
             way_out="nothing was compiled; please report this: it is a defect of farskip-compile",
-            where=ops.where(node),
+            where=user_calls.where(node),
         )
     return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]], place_of[mark]), (1, 1))  # type: ignore[index]
 

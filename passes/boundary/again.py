@@ -21,7 +21,7 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import user_calls
 from farskip_compile.passes.residual.regions import Region, reads
 from farskip_compile.passes.residual.stack import Stack, read_stack
 from farskip_compile.passes.residual.stream import Stream
@@ -87,5 +87,5 @@ def _error(reason: str, node: fx.Node) -> UnsupportedPatternError:
     return UnsupportedPatternError(
         f"a layer that is compiled by itself can't be read once its exchanges are in pieces: {reason}",
         way_out="pieces=1, or compile the whole model",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

@@ -26,7 +26,7 @@ from farskip_compile._compat.fake import fake_mode_of
 from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.boundary.markers import is_arrival, is_departure
 from farskip_compile.passes.boundary.tail import Autocast, run_fake, tail_of
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints
 from farskip_compile.passes.normalize.closing import SELECTIVE
 from farskip_compile.passes.residual.carried import KEY
@@ -70,7 +70,7 @@ def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundar
         raise PartialModelError(
             "two residual streams come into one compiled layer, both with terms in flight",
             way_out="compile the layers that both come from, and this one, as one graph",
-            where=ops.where(arrivals[1]),
+            where=user_calls.where(arrivals[1]),
         )
     came = str(arrivals[0].args[0]) if arrivals else ""
     terms = sum(_write(module.graph, node, autocast) for node in arrivals)  # 1
@@ -105,7 +105,7 @@ def _write(graph: fx.Graph, marker: fx.Node, autocast: Autocast) -> int:
         raise PartialModelError(
             f"a layer left its last sum to this one under autocast {tail.autocast}, and this one runs under {autocast}",
             way_out="run both under the same autocast, or compile the whole model",
-            where=ops.where(marker),
+            where=user_calls.where(marker),
         )
     copies: dict[fx.Node, Any] = {}
     values: dict[fx.Node, Any] = {}

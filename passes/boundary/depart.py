@@ -31,7 +31,7 @@ from farskip_compile.passes.boundary.arrive import Boundary
 from farskip_compile.passes.boundary.in_pieces import HowMany, in_pieces, whole
 from farskip_compile.passes.boundary.late import Late, find_late
 from farskip_compile.passes.boundary.tail import Autocast, Departure, Flight, Tail, intern
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.hidden_collectives import collectives_of, group_of, hidden_launch
 from farskip_compile.passes.graph.walk import bodies, fresh_like
@@ -72,7 +72,7 @@ def cut(
         raise PartialModelError(
             "a layer that is compiled by itself does not return its residual stream",
             way_out="leave it out of farskip_compile.regional(..., stack=...), or compile the whole model",
-            where=ops.where(stream.root),
+            where=user_calls.where(stream.root),
         )
     wanted = may_leave_out_later(table, leaving)  # 1
     apart = tuple(table.terms[index].name for index in wanted)

@@ -24,7 +24,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload, OpOverloadPacket
 from farskip_compile._compat.tensors import qualified_name
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import user_calls
 from farskip_compile.passes.residual.carried import KEY
 from farskip_compile.passes.residual.tags import FLIGHT
 
@@ -145,7 +145,7 @@ def _target(node: fx.Node) -> str:
         raise UnsupportedPatternError(
             f"{target!r} is a part of what the next layer has to finish, and has no name by which ranks can compare it",
             way_out="define this function at the top level of a module, or compile the whole model",
-            where=ops.where(node),
+            where=user_calls.where(node),
         )
     return f"{module}.{name}"
 

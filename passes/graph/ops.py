@@ -18,7 +18,6 @@ from torch import fx
 
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
 from farskip_compile._compat.tensors import qualified_name
-from farskip_compile.errors import Where
 from farskip_compile.passes.graph.declared import declared
 from farskip_compile.passes.graph.walk import bodies
 
@@ -253,61 +252,6 @@ def is_inactive_dropout(node: fx.Node) -> bool:
     probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
     training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", node.kwargs.get("train", True))
     return training is False or (isinstance(probability, int | float) and probability == 0)
-
-
-WRITTEN = "farskip_written"
-"""In the meta of a node: the name and the operator of the node of Dynamo's graph that it was made of. Metas are copied
-with nodes, so what a pass makes of a user's call still knows that call."""
-SPELLED = {
-    "setitem": "x[...] = y",
-    "getitem": "x[...]",
-    "truediv": "/",
-    "iadd": "+=",
-    "isub": "-=",
-    "imul": "*=",
-    "itruediv": "/=",
-}
-"""Python's operators that are not called by the name which they have in `operator`."""
-
-
-def note_written(graph: fx.Graph) -> None:
-    """Note the name and the operator of each node as the user's call, unless an earlier one is noted there."""
-    for node in graph.nodes:
-        if WRITTEN not in node.meta:
-            node.meta[WRITTEN] = node.name, _spelled(node)
-
-
-def _spelled(node: fx.Node) -> str:
-    name = op_name(node)
-    return SPELLED.get(name, name) if getattr(node.target, "__module__", "") == "_operator" else name
-
-
-def name_written(node: fx.Node) -> str:
-    """Return the name, in Dynamo's graph, of the user's call that `node` was made of."""
-    return str(node.meta[WRITTEN][0]) if WRITTEN in node.meta else node.name
-
-
-def shown(node: fx.Node) -> str:
-    """Return the operator of `node` for a message, as it stands in the user's code."""
-    return str(node.meta[WRITTEN][1]) if WRITTEN in node.meta else _spelled(node)
-
-
-def source_line(node: fx.Node) -> str | None:
-    """`file:line` of the innermost frame outside torch that made `node`."""
-    lines = source_lines(node)
-    return lines[-1] if lines else None
-
-
-def source_lines(node: fx.Node) -> list[str]:
-    """`file:line` of the frames outside torch (all, if there are only torch's) that made `node`, outermost first."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', str(node.meta.get("stack_trace") or ""))
-    own = [frame for frame in frames if "/torch/" not in frame[0].replace("\\", "/")]
-    return [":".join(frame) for frame in own or frames]
-
-
-def where(node: fx.Node, layer: int | None = None) -> Where:
-    """Return the place of `node`, for an error: of the call in the user's code that it was made of."""
-    return Where(layer=layer, node=name_written(node), source=source_line(node))
 
 
 def _any_name(node: fx.Node, holds: Callable[[str], bool]) -> bool:

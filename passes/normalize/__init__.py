@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.normalize.accumulations import mark_accumulations
 from farskip_compile.passes.normalize.axis_moves import move_axes
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints
@@ -49,7 +49,7 @@ def normalize(module: fx.GraphModule) -> Normalized:
     """
     _refuse_unknown_values(module)
     opened = open_checkpoints(module)  # 1
-    ops.note_written(module.graph)
+    user_calls.note_written(module.graph)
     move_axes(module.graph)  # 2
     write_plain_calls(module.graph)
     replaced = assign_once(module.graph)  # 3
@@ -68,7 +68,7 @@ def _refuse_unknown_values(module: fx.GraphModule) -> None:
         raise UnsupportedPatternError(
             f"nothing is known about the value of {node.name!r}: it carries no fake value",
             way_out="hand over the graph as Dynamo made it, with node.meta['example_value']",
-            where=ops.where(node),
+            where=user_calls.where(node),
         )
 
 

@@ -23,7 +23,7 @@ from torch import fx
 
 from farskip_compile._compat import POLICY, PREFER_RECOMPUTE, split_checkpoint_kwargs
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, ops, user_calls
 from farskip_compile.passes.normalize.closing import SELECTIVE, Selective
 
 
@@ -94,7 +94,7 @@ def _replace_results(call: fx.Node, body: fx.GraphModule, copies: Mapping[fx.Nod
     results = fx.map_arg(output.args[0], copies.__getitem__)
     for user in list(call.users):
         if user.target is not operator.getitem:
-            raise UnsupportedPatternError("a checkpoint's results are used as a whole", where=ops.where(user))
+            raise UnsupportedPatternError("a checkpoint's results are used as a whole", where=user_calls.where(user))
         user.replace_all_uses_with(results[user.args[1]])
         call.graph.erase_node(user)
 

@@ -23,7 +23,7 @@ from torch import fx
 
 from farskip_compile._compat import CHECKPOINT, POLICY
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, ops, user_calls
 
 SELECTIVE = "farskip_selective"
 """Key of a node's `meta`: the `Selective` that it is of."""
@@ -125,5 +125,5 @@ def _error(node: fx.Node, reason: str) -> UnsupportedPatternError:
     return UnsupportedPatternError(
         f"a checkpoint with a selective policy can't be closed again after rewiring: {reason}",
         way_out="use torch.utils.checkpoint without context_fn, or torch._functorch's activation_memory_budget",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

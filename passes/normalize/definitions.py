@@ -16,12 +16,12 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, user_calls
 
 DEFINED = "farskip_defined"
 """In the meta of a write: the memories whose later readers all read marks."""
 
-OF_THE_WRITE = (ops.WRITTEN, "stack_trace")
+OF_THE_WRITE = (user_calls.WRITTEN, "stack_trace")
 """Entries of the meta of a mark that say where the user wrote to the buffer."""
 
 

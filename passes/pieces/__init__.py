@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.emit import cut
 from farskip_compile.passes.pieces.gathered import BY_GATHER, gathered_exchanges
@@ -66,12 +66,12 @@ def cut_exchanges(graph: fx.Graph, pieces: int) -> PiecesCut:
             region = find_region(dispatch, combine, inside, pieces)
         except NotSeparableError as refusal:
             node, reason = refusal.node, noted(dispatch.launch) or refusal.reason
-            refused.append(Refused(dispatch.launch.name, node.name, reason, ops.source_line(node)))
+            refused.append(Refused(dispatch.launch.name, node.name, reason, user_calls.source_line(node)))
             continue
         cut(graph, region, intervals(region.axis.size, pieces), results)
         found += 1
     for launch in (one.launch for one in gathered_exchanges(graph)) if pieces > 1 else ():
-        refused.append(Refused(launch.name, launch.name, noted(launch) or BY_GATHER, ops.source_line(launch)))
+        refused.append(Refused(launch.name, launch.name, noted(launch) or BY_GATHER, user_calls.source_line(launch)))
     return PiecesCut(pieces, found, tuple(refused))
 
 

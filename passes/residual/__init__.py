@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from farskip_compile.errors import NotASumError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import user_calls
 from farskip_compile.passes.graph.hidden_collectives import collectives_of
 from farskip_compile.passes.residual.kinds import Finding, classify
 from farskip_compile.passes.residual.regions import Region, reads
@@ -78,7 +78,7 @@ def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Findi
             raise NotASumError(
                 "a term of the residual sum reads no residual value: the stream is normalised, mixed or cut before it",
                 way_out="compile the whole model with fullgraph=True; streams that are not a sum are not supported",
-                where=ops.where(region.leaf),
+                where=user_calls.where(region.leaf),
             )
 
 
@@ -158,7 +158,7 @@ def _name_terms(
                 layer=layer,
                 node=region.leaf.name,
                 evidence=finding.evidence,
-                where=ops.where(finding.node or region.leaf, layer),
+                where=user_calls.where(finding.node or region.leaf, layer),
                 collectives=_collectives(stream, region),
                 shared_inside=finding.shared_inside is not None,
                 inseparable=_step(finding.inseparable, layer),
@@ -169,7 +169,7 @@ def _name_terms(
 
 
 def _step(node: fx.Node | None, layer: int) -> Step | None:
-    return Step(ops.shown(node), ops.where(node, layer)) if node is not None else None
+    return Step(user_calls.shown(node), user_calls.where(node, layer)) if node is not None else None
 
 
 def _collectives(stream: Stream, region: Region) -> tuple[str, ...]:

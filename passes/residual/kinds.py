@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.declared import declared, declared_name
 from farskip_compile.passes.residual.carried import Carried, carried
 from farskip_compile.passes.residual.facts import Facts, picked_data
@@ -207,12 +207,14 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
             f"one term of the residual stream holds routed experts ({routing.evidence}) and mixes tokens "
             f"({mixing.evidence}), so it is neither an attention nor a MoE sub-block",
             way_out=_drop(mixing) + "add the two parts to the stream one by one",
-            where=ops.where(mixing.node or region.leaf),
+            where=user_calls.where(mixing.node or region.leaf),
         )
     if routing is not None:
         return _with_shared_inside(facts, region, routing)
     if behind:
-        return Finding(Kind.DENSE, f"{ops.shown(behind[0])} along tokens behind a feed-forward network", behind[0])
+        return Finding(
+            Kind.DENSE, f"{user_calls.shown(behind[0])} along tokens behind a feed-forward network", behind[0]
+        )
     return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
 
 
@@ -253,7 +255,7 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
     if first is None:
         return None
     shown, node = first
-    return Finding(kind, shown.text.format(operator=ops.shown(node), declared=declared_name(node)), node)
+    return Finding(kind, shown.text.format(operator=user_calls.shown(node), declared=declared_name(node)), node)
 
 
 # Step 2

@@ -22,7 +22,7 @@ from pathlib import PurePath
 from torch import fx
 
 from farskip_compile.errors import NotASumError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.sums import Dataflow, depends_on, parts_of_sums, read_dataflow, summands_of
 
@@ -65,16 +65,18 @@ def _error(skip_connection: fx.Node, skip: fx.Node) -> NotASumError:
     elif ops.is_norm(skip):
         what = "a normalised value"
     else:
-        what = f"the output of {ops.shown(skip)!r}"
+        what = f"the output of {user_calls.shown(skip)!r}"
     return NotASumError(
         "the residual stream is not the sum of an embedding and what the sub-blocks add: the sum of the last ones (at "
         f"{_short(skip_connection)}) begins with {what}",
         way_out="only streams to which every sub-block just adds can be rewired: take the skip connection before that "
         "step (which is another model), or leave this model as it is",
-        where=replace(ops.where(skip), source=" called at ".join(ops.source_lines(skip)[-1:-3:-1]) or None),
+        where=replace(
+            user_calls.where(skip), source=" called at ".join(user_calls.source_lines(skip)[-1:-3:-1]) or None
+        ),
     )
 
 
 def _short(node: fx.Node) -> str:
-    line = ops.source_line(node)
-    return PurePath(line).name if line else ops.name_written(node)
+    line = user_calls.source_line(node)
+    return PurePath(line).name if line else user_calls.name_written(node)

@@ -26,7 +26,7 @@ from operator import or_
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
@@ -93,7 +93,7 @@ def _refuse_rows_of_later_layers(stream: Stream, region: Region) -> None:
                 f"a sub-block reads the stream through {ops.op_name(value)!r}, which takes the rows that later layers "
                 "have",
                 way_out="take these rows of what the sub-block computes, not of the stream",
-                where=ops.where(value),
+                where=user_calls.where(value),
             )
 
 

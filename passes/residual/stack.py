@@ -22,7 +22,7 @@ from functools import cached_property
 from torch import fx
 
 from farskip_compile.errors import NotASumError, UnsupportedPatternError, Where
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.facts import Facts, gather_facts, is_result
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
@@ -51,7 +51,7 @@ class Stack:
 
     def place(self, index: int, layer: int | None = None) -> Where:
         """Where a term is."""
-        return ops.where(self.leaf(index), layer)
+        return user_calls.where(self.leaf(index), layer)
 
     def leaf(self, index: int) -> fx.Node:
         """The node of a term."""
@@ -86,7 +86,7 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
             "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
             "between two layers",
             way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
-            where=ops.where(second),
+            where=user_calls.where(second),
         )
     return found
 

@@ -29,7 +29,7 @@ from functools import cached_property
 from torch import fx
 
 from farskip_compile.errors import NotASumError, UnsupportedPatternError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, user_calls
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.row_maps import RowMaps, row_maps_of_stream, rows_taken, step_of
 from farskip_compile.passes.residual.sums import (
@@ -185,7 +185,7 @@ def _find_sum(flow: Dataflow, whole: Set[fx.Node], row_maps: RowMaps) -> _Sum | 
         raise NotASumError(
             "a value enters the residual sum twice, so no table can say which reader gets which copy",
             way_out="write the sum with a multiplication by a number instead",
-            where=ops.where(tree.twice),
+            where=user_calls.where(tree.twice),
         )
     parts = tree.parts()
     depends = depends_on(flow, parts)
@@ -235,7 +235,7 @@ def _refuse_two_multipliers(leaves: Sequence[fx.Node], cores: Sequence[fx.Node])
             raise NotASumError(
                 "one value enters the residual sum as two terms, with different multipliers",
                 way_out="add it once, with the sum of the multipliers",
-                where=ops.where(leaf),
+                where=user_calls.where(leaf),
             )
         known.add(core)
 
@@ -309,7 +309,7 @@ def _refuse_written_in_place(stream: Stream) -> None:
             victim = memory.get(effects.storage(base))
             if victim is not None and stream.order[victim] < stream.order[node]:
                 raise UnsupportedPatternError(
-                    f"{ops.shown(node)!r} writes into the residual stream and has no out-of-place form",
+                    f"{user_calls.shown(node)!r} writes into the residual stream and has no out-of-place form",
                     way_out="write the model with out-of-place operations on the residual stream",
-                    where=ops.where(node),
+                    where=user_calls.where(node),
                 )

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import comms, effects, ops
+from farskip_compile.passes.graph import comms, effects, ops, user_calls
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.walk import fresh_like, walk_back
 from farskip_compile.passes.residual import Reading
@@ -104,17 +104,17 @@ class _Edit:
             if uses := region.direct & dropped:
                 term = self.reading.leaf(next(iter(uses)))
                 raise UnsupportedPatternError(
-                    f"{row.name} uses what another sub-block adds ({ops.name_written(term)!r}) as it is, not through "
-                    "the stream",
+                    f"{row.name} uses what another sub-block adds ({user_calls.name_written(term)!r}) as it is, not "
+                    "through the stream",
                     way_out="it can't be left out without another model; leave this sub-block as it is",
-                    where=ops.where(term, row.layer),
+                    where=user_calls.where(term, row.layer),
                 )
             for value in region.read_values:
                 new = self.substitution.without(value, dropped)
                 if new is None:
                     raise UnsupportedPatternError(
-                        f"{row.name} would read nothing through {ops.name_written(value)!r}",
-                        where=ops.where(value, row.layer),
+                        f"{row.name} would read nothing through {user_calls.name_written(value)!r}",
+                        where=user_calls.where(value, row.layer),
                     )
                 if new is not value:
                     replacement[value] = new
@@ -159,10 +159,10 @@ def _is_functional_collective(node: fx.Node) -> bool:
 def _copy(graph: fx.Graph, node: fx.Node, replacement: Mapping[fx.Node, fx.Node], row: SubBlock) -> fx.Node:
     if not effects.is_pure(node) and not _is_functional_collective(node):
         raise UnsupportedPatternError(
-            f"{row.name} shares {ops.shown(node)!r} with a sub-block that keeps what it reads, and it can't be "
+            f"{row.name} shares {user_calls.shown(node)!r} with a sub-block that keeps what it reads, and it can't be "
             "computed twice",
             way_out="give each sub-block its own copy of this step in the model",
-            where=ops.where(node, row.layer),
+            where=user_calls.where(node, row.layer),
         )
     with graph.inserting_after(node):
         copy = graph.node_copy(node, lambda arg: replacement.get(arg, arg))

@@ -27,7 +27,7 @@ from torch import fx
 from farskip_compile._compat.distributed import is_group
 from farskip_compile._compat.marks import EAGER_INPUTS
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.declared import Declared, note_declared, part_of_a_collective
 from farskip_compile.passes.schedule.collectives import launch_of
 
@@ -80,8 +80,8 @@ def _comes_before(node: fx.Node, other: fx.Node) -> bool:
 
 def _error(node: fx.Node, reason: str) -> UnsupportedPatternError:
     return UnsupportedPatternError(
-        f"{ops.shown(node)!r} can't be overlapped as it was declared: {reason}",
+        f"{user_calls.shown(node)!r} can't be overlapped as it was declared: {reason}",
         way_out="a wait that takes one tensor of the launch and returns a new one; or declare_op without wait=: then "
         "it blocks, and stays where it is",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

@@ -27,7 +27,7 @@ from torch import fx
 
 from farskip_compile._compat import inductor, kernel_memory
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, user_calls
 from farskip_compile.passes.schedule.from_graph import (
     PLACE,
     NetworkEstimate,
@@ -123,7 +123,7 @@ def _out_of_order(reader: str, writer: str, parts: list[tuple[bool, list[fx.Node
     return UnsupportedPatternError(
         f"Inductor would run the kernel {reader} before {writer}, which writes what it reads, in place",
         way_out="update to torch 2.13 or later, which can keep the order, or write that tensor out of place",
-        where=ops.where(node) if node is not None else None,
+        where=user_calls.where(node) if node is not None else None,
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from farskip_compile.errors import FarSkipError, UnsupportedPatternError, Where
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import user_calls
 from farskip_compile.passes.normalize import normalize
 from tests.fuzz.demands import attempt
 from tests.fuzz.handwritten import REFUSED_EXPERTS
@@ -113,5 +113,5 @@ def test_each_node_of_a_normalised_graph_knows_the_users_call() -> None:
     module = captured(Written())
     names = {node.name for node in module.graph.nodes}
     normalize(module)
-    assert {ops.name_written(node) for node in module.graph.nodes} <= names
+    assert {user_calls.name_written(node) for node in module.graph.nodes} <= names
     assert {node.name for node in module.graph.nodes} - names

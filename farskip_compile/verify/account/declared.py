@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.declared import DeclaredKind, declared, declared_name
 from farskip_compile.passes.residual.table import Kind
 from farskip_compile.verify.account.kinds import Claim, has_rows_of_one
@@ -41,7 +41,7 @@ def check_declared(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node
             f"{name!r} was declared as {kind}, but {shown}",
             way_out=f"drop {name!r} from `kinds` (or its declare_op), or say what it is: attention, mixer, dense or "
             "routed; an operator that does several things is declared by the path of the module that it is called in",
-            where=ops.where(node),
+            where=user_calls.where(node),
         )
 
 
@@ -50,7 +50,7 @@ def _refuted(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows
         found, kind = rows[claim.leaf], claim.term.kind
         does = {State.MOVED: "moves", State.MIXED: "mixes"}.get(found.state)
         if does is not None and found.at is not None and declared(found.at) in REFUTED_BY[does]:
-            yield found.at, f"{ops.shown(found.at)!r} in it {does} rows"
+            yield found.at, f"{user_calls.shown(found.at)!r} in it {does} rows"
         for node in claim.owned if found.state <= State.MOVED and not kind.mixes_tokens else ():
             if declared(node) != "dense":
                 continue

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import fx
 
 from farskip_compile.errors import PartialModelError
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.verify.account.kinds import is_known_mixer
 from farskip_compile.verify.account.layers import find_layer
 from farskip_compile.verify.account.weights import begins_rows, has_weights, routes
@@ -39,7 +39,9 @@ def check_fragment(graph: fx.Graph) -> None:
     for node in graph.nodes:
         at = rows[node].at
         if has_weights(node) and rows[node].state >= State.MIXED and at is not None and _may_attend(at):
-            raise _error(at, f"weights are given rows that {ops.shown(at)!r} may have mixed, as an attention does")
+            raise _error(
+                at, f"weights are given rows that {user_calls.shown(at)!r} may have mixed, as an attention does"
+            )
     found = another_form(graph)
     if found is not None:
         raise _error(*found)
@@ -63,5 +65,5 @@ def _error(node: fx.Node, what: str) -> PartialModelError:
         way_out='compile the whole model: torch.compile(model, backend="farskip", fullgraph=True); prepare layers that '
         "are compiled by themselves: farskip_compile.regional(model, compile=False); or use "
         'connectivity="none", which rewires nothing',
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

@@ -22,7 +22,7 @@ from torch import fx
 
 from farskip_compile._compat import is_module_state, same_dim
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, ops, user_calls
 from farskip_compile.passes.graph.declared import modules_of
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual.table import Kind, Term
@@ -79,10 +79,11 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
             picks = (
                 f'if each token picks features of its own: options={{"kinds": {{"{_module(claim.leaf)}": "dense"}}}}; '
             )
+            shown = complaint.format(user_calls.shown(node))
             raise UnsupportedPatternError(
-                f"{term.name} was taken for {term.kind} ({term.evidence}), but {complaint.format(ops.shown(node))}",
+                f"{term.name} was taken for {term.kind} ({term.evidence}), but {shown}",
                 way_out=(picks if complaint is DECIDED else "") + (WAY_OUT if complaint is not UNDECIDED else LEAVE),
-                where=ops.where(node, term.layer),
+                where=user_calls.where(node, term.layer),
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import same_dim
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, ops, user_calls
 from farskip_compile.verify.account.weights import has_weights
 from farskip_compile.verify.rows.rules import is_contraction, is_unknown
 
@@ -36,11 +36,14 @@ def find_layer(
             combined.add(node)
         if _keeps_shape(node, shape):
             if is_unknown(node) and has_weights(node):
-                return node, f"{ops.shown(node)!r}, of which nothing is known, is given weights"
+                return node, f"{user_calls.shown(node)!r}, of which nothing is known, is given weights"
             if is_unknown(node) and _combines(node, plain, weighted):
-                return node, f"{ops.shown(node)!r}, of which nothing is known, may add a value to what comes of it"
+                return (
+                    node,
+                    f"{user_calls.shown(node)!r}, of which nothing is known, may add a value to what comes of it",
+                )
             if node in combined:
-                return node, f"{ops.shown(node)!r} combines a value and what is computed from it with weights"
+                return node, f"{user_calls.shown(node)!r} combines a value and what is computed from it with weights"
         if contracts or not weighted.isdisjoint(inputs):
             weighted.add(node)
         if not contracts and not plain.isdisjoint(inputs):

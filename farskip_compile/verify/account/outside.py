@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.graph import effects, ops
+from farskip_compile.passes.graph import effects, ops, user_calls
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.verify.account.begins import first_with_rows_of, shape_of
 from farskip_compile.verify.account.layers import find_layer, find_layer_with_other_rows, is_normed
@@ -161,7 +161,7 @@ class _Sides:
                     "stream's rows are changed there in a way that the sum does not go through",
                     way_out="take rows by indices that do not depend on the stream, by one operator (x[:, i], "
                     "index_select, gather, a cat with other rows); or compile the two parts apart from each other",
-                    where=ops.where(found),
+                    where=user_calls.where(found),
                 )
 
     @staticmethod
@@ -189,7 +189,7 @@ class _Sides:
             if products:
                 rows = self.alone if nodes is self.apart else self.rows
                 mixes = any(rows.get(node, FREE).state >= State.MIXED for node in products)
-                found.append(Beside(place, len(products), mixes, ops.source_line(products[0])))
+                found.append(Beside(place, len(products), mixes, user_calls.source_line(products[0])))
         return tuple(found)
 
 
@@ -209,7 +209,7 @@ def _second_stack(node: fx.Node) -> UnsupportedPatternError:
         "experts are chosen outside of the residual stack that was read, with weights: a second stack with routed "
         "experts, which would stay in its original wiring",
         way_out="compile the two stacks apart from each other, each as a model of its own",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )
 
 
@@ -218,5 +218,5 @@ def _refusal(node: fx.Node, what: str) -> UnsupportedPatternError:
         f"{what}: a layer in another form, of which the residual sum knows nothing",
         way_out="write every skip connection as a plain add, outside of higher-order operators; say what a custom "
         "operator is with farskip_compile.declare_op; or compile this part apart from the stack",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from torch import fx
 
 from farskip_compile.errors import VerificationError, Where
-from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.verify.normalized.account import Account, Ledger
 from farskip_compile.verify.normalized.callees import Callee, callee_of
@@ -112,5 +112,5 @@ def _error(graph: fx.Graph, name: str, what: str) -> VerificationError:
     return VerificationError(
         f"bringing the graph to single-assignment form changed it: {name!r} {what}",
         way_out="nothing was compiled; please report this: it is a defect of farskip-compile",
-        where=ops.where(node) if node is not None else Where(node=name),
+        where=user_calls.where(node) if node is not None else Where(node=name),
     )

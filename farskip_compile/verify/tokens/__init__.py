@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import comms, effects, ops
+from farskip_compile.passes.graph import comms, effects, ops, user_calls
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.claims import claims_of
@@ -136,5 +136,5 @@ def _error(node: fx.Node, reason: str) -> VerificationError:
     return VerificationError(
         f"exchanges in pieces, by token: {node.name!r} is not what it should be: {reason}",
         way_out="nothing was compiled; please report this: it is a defect of farskip-compile. pieces=1 goes without it",
-        where=ops.where(node),
+        where=user_calls.where(node),
     )

@@ -13,7 +13,7 @@ import pytest
 from torch import fx
 
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces import cut_earlier
 from farskip_compile.passes.pieces.notes import is_piece, noted_along
@@ -103,7 +103,7 @@ def test_what_is_refused_is_named(layer: Layer, node: str, reason: str) -> None:
     (refused,) = test_by_token.cut(module).whole
     assert reason in refused.reason
     assert ops.op_name(refused.node) == node
-    assert re.search(r"(layers\w*|comm|collectives)\.py:\d+", str(ops.source_line(refused.node)))
+    assert re.search(r"(layers\w*|comm|collectives)\.py:\d+", str(user_calls.source_line(refused.node)))
     assert refused.launch is not None
     assert comms.is_gather(refused.launch)
     assert str(module.graph) == before
