@@ -65,7 +65,7 @@ def module_paths(expression: str) -> tuple[str, ...]:
     while text != before:
         before, text = text, re.sub(r"getattr\(([^(),]*), '([^']*)'\)", r"\1.\2", text)
     root = re.match(r"[LG]\['[^']*'\]((?:\['?[^\]']*'?\])*)", text)
-    rests = (text,)
+    rests: tuple[str, ...] = (text,)
     if root is not None:
         path = root.group(1)
         rests = (path + text[len(root.group(0)) :], text[len(root.group(0)) :])

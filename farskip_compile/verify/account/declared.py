@@ -13,7 +13,7 @@ the inside of a custom operator.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import fx
 
@@ -29,13 +29,15 @@ REFUTED_BY = {"mixes": ("dense", "routed"), "moves": ("dense",)}
 """Map each effect of an operator on rows to the kinds that it refutes."""
 
 
-def check_declared(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows]) -> None:
-    """See the module's contract.
+def check_declared(
+    claims: Sequence[Claim], base: fx.Node, values: Collection[fx.Node], rows: Mapping[fx.Node, Rows]
+) -> None:
+    """See the module's contract; at `values`, the residual ones, rows begin anew, whatever computes them.
 
     Raises:
         UnsupportedPatternError: rows refute a declaration.
     """
-    for node, shown in _refuted(claims, base, rows):
+    for node, shown in _refuted(claims, base, values, rows):
         kind, name = declared(node), declared_name(node)
         raise UnsupportedPatternError(
             f"{name!r} was declared as {kind}, but {shown}",
@@ -45,7 +47,9 @@ def check_declared(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node
         )
 
 
-def _refuted(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows]) -> Iterator[tuple[fx.Node, str]]:
+def _refuted(
+    claims: Sequence[Claim], base: fx.Node, values: Collection[fx.Node], rows: Mapping[fx.Node, Rows]
+) -> Iterator[tuple[fx.Node, str]]:
     for claim in claims:
         found, kind = rows[claim.leaf], claim.term.kind
         does = {State.MOVED: "moves", State.MIXED: "mixes"}.get(found.state)
@@ -58,7 +62,8 @@ def _refuted(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows
             if decides or (kind is Kind.ROUTED and not found.decided):
                 yield node, f"a decision is made about whole rows of it ({claim.term.evidence})"
     for (_, said), nodes in _groups(base.graph).items():
-        seen = [node for node in nodes if ops.is_floating(node) and rows[node].state is not State.FREE]
+        floating = [node for node in nodes if ops.is_floating(node) and node not in values]
+        seen = [node for node in floating if rows[node].state is not State.FREE]
         if not seen or any(rows[node].state > State.MOVED for node in nodes):
             continue
         if said in MIXERS and not has_rows_of_one(base):

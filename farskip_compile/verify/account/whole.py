@@ -47,7 +47,7 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
         for term, region in zip(reading.table.terms, reading.regions, strict=True)
         if not term.carried  # what came in was looked at in the graph that it comes from
     ]
-    check_declared(claims, stream.base, rows)
+    check_declared(claims, stream.base, {stream.base, *stream.values}, rows)
     check_kinds(claims, stream.base, rows)
     owned = {node for region in reading.regions for node in region.owned} | set(stream.tree) | set(stream.values)
     if part:
