@@ -6,7 +6,8 @@ In:    a Dynamo graph. In-place ops have no users there: later nodes go on readi
 Out:   the same function. A write to an intermediate is replaced by its out-of-place form where one exists; where
        none does, later readers read the result of the write, or a mark of it (`definitions`). Writes to graph inputs
        (caches, counters) stay as they are, in order.
-Never: moves a node; touches a graph input; changes a dtype.
+Never: moves a node; touches a graph input, or memory that is read by its layout (`as_strided`), which no new value
+       need have; changes a dtype.
 
 Algorithm, one walk in graph order:
 1. Rename the arguments of each node to the newest version of what they name.
@@ -43,6 +44,7 @@ def assign_once(graph: fx.Graph) -> int:
     order = {node: index for index, node in enumerate(graph.nodes)}
     last_use = {node: max((order[user] for user in node.users), default=-1) for node in graph.nodes}
     kept = {None, *(effects.storage(n) for n in graph.nodes if n.op in ("placeholder", "get_attr"))}
+    kept.update(effects.storage(n) for n in graph.nodes if ops.op_name(n).startswith("as_strided"))
     names: dict[fx.Node, fx.Node] = {}
     same_memory: dict[int | None, list[fx.Node]] = defaultdict(list)
     replaced: list[fx.Node] = []

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from farskip_compile import CompileReport, FarSkipError
+from farskip_compile import CompileReport, FarSkipError, UnsupportedPatternError
 from tests.handwritten.decoder import (
     WIDTH,
     Attention,
@@ -20,13 +22,16 @@ from tests.handwritten.decoder import (
 class TwoBranches(Experts):
     """Experts on all tokens, gated; a shared expert in a plain add."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        assert self.shared is not None
+    def routed(self, x: Tensor) -> Tensor:
         weights, chosen = self.choose(x)
         y = torch.zeros_like(x)
         for number, expert in enumerate(self.experts):
             y = y + (weights * (chosen == number)).sum(-1, keepdim=True) * expert(x)
-        return y + self.shared(x)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.shared is not None
+        return self.routed(x) + self.shared(x)
 
 
 def stems(report: CompileReport) -> list[str]:
@@ -109,6 +114,45 @@ def test_a_residual_add_that_broadcasts() -> None:
         compiled(ids)
     except FarSkipError as error:
         pytest.fail(str(error))
+
+
+class WithASkip(TwoBranches):
+    """Routed and shared experts, and the value that both read, added in the order of `JOINS[how]`."""
+
+    how = ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.shared is not None
+        return JOINS[self.how][0](self.routed(x), self.shared(x), x)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        assert self.shared is not None
+        return self(x), JOINS[self.how][1](self.shared(x), x)
+
+
+def with_a_skip(how: str) -> Decoder:
+    return Decoder(type(how, (WithASkip,), {"how": how}))
+
+
+JOINS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "s + (f + r)": (lambda r, s, f: s + (f + r), lambda s, f: s),
+    "(f + r) + s": (lambda r, s, f: (f + r) + s, lambda s, f: s),
+    "(s + f) + r": (lambda r, s, f: (s + f) + r, lambda s, f: s + f),
+    "r + (f + s)": (lambda r, s, f: r + (f + s), lambda s, f: f + s),
+    "(r + s) + f": (lambda r, s, f: (r + s) + f, lambda s, f: s + f),
+}
+"""All that is added, and the part of it that routed experts are no part of: a skip belongs to what it is added to."""
+
+
+@pytest.mark.parametrize("how", [*JOINS][:-1])
+def test_a_skip_connection_of_experts_goes_with_those_that_it_is_added_to(how: str) -> None:
+    assert_is_the_form_by_hand(with_a_skip(how))
+
+
+def test_a_skip_connection_of_nobody_is_refused() -> None:
+    with pytest.raises(UnsupportedPatternError, match="whose skip connection it is") as caught:
+        assert_is_the_form_by_hand(with_a_skip("(r + s) + f"))
+    assert "shared(f) + (f + experts(f))" in caught.value.way_out
 
 
 class CastWrite(TwoBranches):

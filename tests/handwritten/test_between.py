@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from farskip_compile import CompileReport, FarSkipError
+from farskip_compile.errors import VerificationError
 from tests.handwritten.decoder import MLP, TOKENS, VOCABULARY, WIDTH, Decoder, token_ids
 from tests.handwritten.test_adds import TwoBranches
 
@@ -153,8 +154,11 @@ REFUSED: dict[str, Step] = {
     "+= at a slice": written(lambda h, mask, features: h[:, :2].add_(features[:, :2])),
     "two halves in another order": lambda h, mask, features: torch.cat([h[:, 2:], h[:, :2]], 1),
     "one of several parts": lambda h, mask, features: h.split([2, 3], 1)[1],
+    "scaled by its place in memory": written(lambda h, mask, features: h.as_strided((2, 16), (16, 1)).mul_(0.5)),
     "means of tokens": lambda h, mask, features: h[:, :4].unflatten(1, (2, 2)).mean(2),
     "tokens chosen by the stream": lambda h, mask, features: h.index_select(1, h.norm(dim=-1).sum(0).topk(3)[1]),
+    "tokens numbered by the stream": lambda h, mask, features: h.index_select(1, h[0, :3, 0].abs().long().clamp(0, 4)),
+    "moved by the stream": lambda h, mask, features: h.gather(1, (h > 0).long()),
 }
 
 
@@ -162,8 +166,9 @@ REFUSED: dict[str, Step] = {
 def test_any_other_step_is_refused(how: str) -> None:
     """In front of the longest sum or behind it: the rest of the layers would stay as written."""
     for at in (0, 1):
-        with pytest.raises(FarSkipError):
+        with pytest.raises(FarSkipError) as caught:
             compiled(Stepping(REFUSED[how], at))
+        assert not isinstance(caught.value, VerificationError), "it was refused, not done wrong and then seen"
 
 
 def test_a_head_with_a_skip_connection_stays_as_it_is() -> None:

@@ -17,6 +17,15 @@ from tests.verify.test_account import refusal_of, report_of
 WHOLE = {"x": "embedding", "return": "final"}
 
 
+@torch.library.custom_op("farskip_tests::handed_on", mutates_args=())
+def handed_on(x: Tensor) -> Tensor:
+    """An operator that nothing is known about, and no weights are given to."""
+    return x.clone()
+
+
+handed_on.register_fake(torch.empty_like)
+
+
 class Cut(nn.Module):
     """Something between the embedding and the head of a net."""
 
@@ -75,6 +84,7 @@ FIRST: dict[str, Callable[..., object]] = {
     "last token": lambda m, ids: layers(m.net, m.net.embed(ids))[:, -1],
     "in memory": lambda m, ids: kept(m, layers(m.net, m.net.embed(ids))),
     "and a loss": lambda m, ids: (h := layers(m.net, m.net.embed(ids)), h.pow(2).mean()),
+    "handed on": lambda m, ids: torch.ops.farskip_tests.handed_on(layers(m.net, m.net.embed(ids))),
 }
 """Parts that end with the stream as it is."""
 LAST: dict[str, Callable[..., object]] = {
