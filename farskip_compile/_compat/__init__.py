@@ -92,13 +92,13 @@ def graph_break_reason(module: fx.GraphModule) -> str | None:
     return _describe(reason) if reason is not None and reason.graph_break else None
 
 
-def callers_graph_break() -> str | None:
-    """The graph break because of which the frame in compilation does not belong to one graph with its callers.
+def callers_graph_breaks() -> list[str]:
+    """Return the graph breaks because of which the frame in compilation is not in one graph with its callers.
 
     Dynamo ended a graph in a frame that is now on the Python stack, or gave that frame up as a whole (a break in a
-    loop); the innermost such frame counts. None if no caller was ever cut: breaks in other code of this process say
-    nothing about this model.
+    loop); innermost frames first. Breaks in other code of this process say nothing about this model.
     """
+    found = []
     given_up = {
         (one.co_filename, one.co_firstlineno): one
         for one in get_compilation_metrics()
@@ -111,11 +111,11 @@ def callers_graph_break() -> str | None:
         if (failure := given_up.get((code.co_filename, code.co_firstlineno))) is not None:
             lines = [line.strip() for line in (failure.fail_reason or "").splitlines() if "visit: http" not in line]
             place = f" ({failure.fail_user_frame_filename}:{failure.fail_user_frame_lineno}: )"
-            return " ".join(line for line in lines if line)[:1000] + place
-        if (reason := ended.get((code.co_filename, code.co_name))) is not None:
-            return _describe(reason)
+            found.append(" ".join(line for line in lines if line)[:1000] + place)
+        elif (reason := ended.get((code.co_filename, code.co_name))) is not None:
+            found.append(_describe(reason))
         frame = frame.f_back
-    return None
+    return found
 
 
 def _describe(reason: GraphCompileReason) -> str:

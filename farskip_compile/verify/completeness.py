@@ -17,7 +17,7 @@ from functools import cached_property
 
 from torch import fx
 
-from farskip_compile._compat import callers_graph_break, graph_break_reason, is_resumed
+from farskip_compile._compat import callers_graph_breaks, graph_break_reason, is_resumed
 from farskip_compile._compat.modules import input_path
 from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError, Where
 from farskip_compile.passes.graph import ops, user_calls
@@ -90,10 +90,16 @@ class _Ends:
         """The graph continues a frame after a graph break."""
         return is_resumed(self.module)
 
+    @cached_property
+    def began(self) -> str | None:
+        """The graph break that cut off the callers: one with a known way out, else the innermost."""
+        breaks = callers_graph_breaks()
+        return next(filter(known_break, breaks), breaks[0] if breaks else None)
+
     @property
     def cut(self) -> str | None:
         """The graph break at either end."""
-        return self.broken or callers_graph_break()
+        return self.broken or self.began
 
     @cached_property
     def mixer(self) -> fx.Node | None:
@@ -139,6 +145,8 @@ def _no_stream_in_a_part(ends: _Ends) -> FarSkipError:
 
 
 def _no_stream(ends: _Ends) -> FarSkipError:
+    if (known := known_break(ends.cut)) is not None:
+        return known
     layer = another_form(ends.module.graph)
     if layer is not None:
         return not_a_sum(ends.module.graph) or NotASumError(
@@ -163,12 +171,12 @@ def _cut_before_its_end(ends: _Ends) -> FarSkipError:
 
 def _cut_before_its_beginning(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    return _cut("before its beginning", callers_graph_break(), user_calls.name_written(ends.reading.stream.base))
+    return _cut("before its beginning", ends.began, user_calls.name_written(ends.reading.stream.base))
 
 
 def _part(ends: _Ends) -> FarSkipError:
     assert ends.reading is not None
-    cut, base, rows = callers_graph_break(), ends.reading.stream.base, ends.reading.table.rows
+    cut, base, rows = ends.began, ends.reading.stream.base, ends.reading.table.rows
     if (known := known_break(cut, user_calls.name_written(base))) is not None:
         return known
     count = amount(len(rows), "sub-block")

@@ -60,7 +60,7 @@ def test_what_surrounds_a_layer_is_shared_by_all(one_version: None) -> None:
     """Hooks of accelerate are one function for all layers: without a way through, each attempt is refused."""
     model = cpu_offload(tiny(), execution_device=torch.device("cpu"))
     for attempt in range(4):
-        options = {**EAGER, "kinds": {f"attempt::{attempt}": "dense"}}
+        options = {**EAGER, "kinds": {f"attempt::number{attempt}": "dense"}}
         with pytest.raises(PartialModelError):
             torch.compile(model, backend="farskip", options=options)(IDS)
 

@@ -45,7 +45,23 @@ def hooked(how: str, folder: Path) -> Any:
     return dispatch_model(model, {**ON_CPU, "model.layers.1": "disk"}, main_device="cpu", offload_dir=folder)
 
 
-@pytest.mark.parametrize("how", ["cpu offload", "forced hooks", "disk offload"])
+@torch.no_grad()
+def test_hooks_that_move_nothing_are_refused_or_part_of_the_graph(tmp_path: Path) -> None:
+    """Dynamo traces those of accelerate 1.16, once they have run."""
+    model = hooked("forced hooks", tmp_path)
+    plain, expected = model(IDS).logits, qwen2_form(qwen2(torch.float32), IDS)
+    compiled = torch.compile(model, backend="farskip", options=EAGER)
+    try:
+        found = compiled(IDS).logits
+    except PartialModelError:
+        with pytest.raises(PartialModelError, match="accelerate's hooks"):
+            compiled(IDS)
+        return
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("how", ["cpu offload", "disk offload"])
 @torch.no_grad()
 def test_hooks_are_refused(how: str, tmp_path: Path) -> None:
     """Whole, layer by layer, and where a manifest is asked for; the way out is one device."""
