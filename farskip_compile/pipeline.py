@@ -50,7 +50,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import note_declared
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.normalize.accumulations import addends, lower, mark_accumulations
-from farskip_compile.passes.normalize.closing import close_checkpoints
+from farskip_compile.passes.normalize.closing import SELECTIVE, close_checkpoints
 from farskip_compile.passes.normalize.definitions import lower_definitions
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
 from farskip_compile.passes.residual import Reading
@@ -228,8 +228,9 @@ def _lower(module: fx.GraphModule, driver: Driver) -> None:
 
 def _close_checkpoints(module: fx.GraphModule, driver: Driver) -> None:
     """Close those with a selective policy, and check that they open to what was there."""
-    before = record(module.graph)
+    before = record(module.graph) if any(SELECTIVE in node.meta for node in module.graph.nodes) else None
     if driver.step("close", close_checkpoints, module):
+        assert before is not None
         driver.verify(verify_closed, module, before)
 
 

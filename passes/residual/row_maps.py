@@ -46,9 +46,15 @@ FILLS = frozenset(["index_put", "index_copy", "scatter"])
 SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
 
 
-def row_maps_of_stream(flow: Dataflow, whole: Set[fx.Node]) -> RowMaps:
-    """Find the row maps that the residual stream of a graph goes through; `whole` are sums that count as one term."""
-    found = _candidates(flow, sizes_of(flow.nodes, summands_of(flow, whole)))  # 1
+def row_maps_of_stream(flow: Dataflow, whole: Set[fx.Node], size: Mapping[fx.Node, int]) -> RowMaps:
+    """Find the row maps that the residual stream of a graph goes through.
+
+    Args:
+        flow: the dependences of the graph.
+        whole: sums that count as one term.
+        size: how many sums are below each node, row maps left aside.
+    """
+    found = _candidates(flow, size)  # 1
     while found:
         below = summands_of(flow, whole, found)
         tree = find_root(flow, below, sizes_of(flow.nodes, below))
@@ -94,11 +100,12 @@ def _candidates(flow: Dataflow, size: Mapping[fx.Node, int]) -> RowMaps:
 
 
 def _on_the_stream(flow: Dataflow, below: Summands, tree: SumTree, found: RowMaps) -> RowMaps:
-    base = choose_base(flow, tree)
+    parts = tree.parts()
+    depends = depends_on(flow, parts)
+    base = choose_base(flow, tree, depends)
     if base is None:
         return {}
-    parts = tree.parts()
-    moving = {*parts, *depends_on(flow, parts)}
+    moving = {*parts, *depends}
     first, last = min(map(flow.order.__getitem__, parts)), flow.order[tree.root]
     span = flow.nodes[first : last + 1]
     weighted = spread((node for node in span if node in moving), flow.has_weight, flow.uses.__getitem__)

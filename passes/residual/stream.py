@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 from torch import fx
 
@@ -131,12 +132,13 @@ def read_stream(graph: fx.Graph, whole: Set[fx.Node] = frozenset()) -> Stream | 
     """
     flow = read_dataflow(graph)
     # 1, 2
-    row_maps = row_maps_of_stream(flow, whole)
-    found = _find_sum(flow, whole, row_maps)
+    below, size = _summands(flow, whole)
+    row_maps = row_maps_of_stream(flow, whole, size)
+    found = _find_sum(flow, *_summands(flow, whole, row_maps)) if row_maps else _find_sum(flow, below, size)
     # 3
     while found is not None and (gated := _gated(found)):
         whole = {*whole, *gated}
-        found = _find_sum(flow, whole, row_maps)
+        found = _find_sum(flow, *_summands(flow, whole, row_maps))
     if found is None:
         return None
     # 4
@@ -174,10 +176,16 @@ class _Sum:
     """Parts of the sum, and all that depends on them."""
 
 
-def _find_sum(flow: Dataflow, whole: Set[fx.Node], row_maps: RowMaps) -> _Sum | None:
-    """Steps 1 and 2."""
+def _summands(
+    flow: Dataflow, whole: Set[fx.Node], row_maps: RowMaps = MappingProxyType({})
+) -> tuple[Summands, dict[fx.Node, int]]:
+    """Return the summands of each node, and how many sums are below it."""
     below = summands_of(flow, whole, row_maps)
-    size = sizes_of(flow.nodes, below)
+    return below, sizes_of(flow.nodes, below)
+
+
+def _find_sum(flow: Dataflow, below: Summands, size: Mapping[fx.Node, int]) -> _Sum | None:
+    """Steps 1 and 2."""
     tree = find_root(flow, below, size)
     if tree is None:
         return None
@@ -189,7 +197,7 @@ def _find_sum(flow: Dataflow, whole: Set[fx.Node], row_maps: RowMaps) -> _Sum | 
         )
     parts = tree.parts()
     depends = depends_on(flow, parts)
-    base = choose_base(flow, tree)
+    base = choose_base(flow, tree, depends)
     return None if base is None else _Sum(flow, below, size, tree, base, {*parts, *depends})
 
 

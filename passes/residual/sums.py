@@ -11,7 +11,7 @@ sum in which a summand is computed, with weights, from a smaller part of the sam
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -269,15 +269,15 @@ def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Nod
     return spread(nodes, lambda node: not begin.isdisjoint(uses[node]), uses.__getitem__)
 
 
-def choose_base(flow: Dataflow, tree: SumTree) -> fx.Node | None:
+def choose_base(flow: Dataflow, tree: SumTree, depends: Set[fx.Node]) -> fx.Node | None:
     """Return the leaf that the stream begins with: the deepest one that depends on no other part of the sum.
 
     A parameter, such as learned positions, is chosen only if there is no other. In a part of a model it is marked.
+    `depends` holds what depends on a part of the sum.
     """
     for leaf, images in tree.images.items():
         if (known := carried(images)) is not None and not known.places and known.is_base:
             return leaf
-    depends = depends_on(flow, tree.parts())
     return max(
         (leaf for leaf, images in tree.images.items() if images[-1] not in depends),
         key=lambda leaf: (leaf not in flow.constant, tree.depth[leaf], -flow.order[leaf]),
