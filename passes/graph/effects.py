@@ -83,7 +83,9 @@ def writers(nodes: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     never: dict[object, bool] = {}
     found = {}
     for node in nodes:
-        if node.op == "call_function" and not node.kwargs:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        if not node.kwargs:
             answer = never.get(node.target)
             if answer is None:
                 answer = never[node.target] = not can_write(node)

@@ -57,25 +57,25 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
     calls = [node for node in calls if picked.get(node) not in weight]  # a picked weight is not an activation
 
     excluded = weight | selected
-
-    def is_score(node: fx.Node) -> bool:
-        return ops.is_matmul(node) and _activations(stream, node, excluded) >= 2
+    products = {node for node in calls if ops.is_matmul(node)}
+    scores = {node for node in products if _activations(stream, node, excluded) >= 2}
 
     def until_product(node: fx.Node) -> Sequence[fx.Node]:
-        return () if ops.is_matmul(node) else sources[node]
+        return () if node in products else sources[node]
 
-    scored = spread(calls, is_score, until_product)
-    met = spread(calls, lambda n: ops.is_matmul(n) and _activations(stream, n, weight) >= 2, until_product)
+    scored = spread(calls, scores.__contains__, until_product)
+    meets = {node for node in products if _activations(stream, node, weight) >= 2}
+    met = spread(calls, meets.__contains__, until_product)
 
     def is_projection(node: fx.Node) -> bool:
-        if not ops.is_matmul(node) or node in scored or node not in stream.depends:
+        if node not in products or node in scored or node not in stream.depends:
             return False
         return not weight.isdisjoint(stream.inputs(node))
 
     projected = spread(calls, is_projection, sources.__getitem__)
 
     def works(node: fx.Node) -> bool:
-        if ops.is_attention(node) or ops.is_scan(node) or is_score(node):
+        if ops.is_attention(node) or ops.is_scan(node) or node in scores:
             return True
         return is_projection(node) and not selected.isdisjoint(stream.inputs(node))
 
