@@ -19,7 +19,6 @@ from farskip_compile._compat import OpOverload
 from farskip_compile._compat.tensors import parameters
 from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.schedule.in_flight import arrivals
-from farskip_compile.verify.values import SIZES
 
 InPlace = Callable[[fx.Node], tuple[fx.Node, ...]]
 """The tensors that a later pass may let a node write to."""
@@ -177,7 +176,7 @@ def _keep_late_readers(before: Before, nodes: Sequence[fx.Node], made: Mapping[f
     place = {node.name: index for index, node in enumerate(nodes)}
     for result, launch in made.items():
         for user in result.users:
-            if user not in made and not comms.is_wait(user) and ops.op_name(user) not in SIZES:
+            if user not in made and not comms.is_wait(user) and ops.op_name(user) not in ops.SIZES:
                 earlier = (wait for wait in before.waits.get(launch, ()) if place[wait] < place[user.name])
                 before.past_wait.extend((user.name, wait) for wait in earlier)
 

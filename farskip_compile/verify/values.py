@@ -42,8 +42,6 @@ SAME_VALUES = frozenset(["contiguous", "clone", "alias"])
 KEEPS_ORDER = frozenset(["view", "reshape", "_unsafe_view"])
 """Operators that give back what they are given in the shape that they name. A chain of them is the same as one from the
 first shape to the last."""
-SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
-"""Operators whose result depends on the shape of a tensor, not on its data."""
 ELEMENTWISE = frozenset({"add", "sub"} | ops.PRODUCTS)
 _NODE, _OPEN, _CLOSE = 1, 2, 3
 
@@ -95,7 +93,7 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
         step = _elementwise(node, name, place_of)
         if step is not None:
             return step
-    if name in SIZES and ops.tensor(node) is None:
+    if name in ops.SIZES and ops.tensor(node) is None:
         return Step(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
     step = _of_parts(node, name, place_of) if name in ("cat", "getitem") else _addend(node, name, place_of)
     if step is not None:

@@ -17,15 +17,17 @@ from torch import fx
 from farskip_compile._compat import codegen_of, keep_sources
 
 
-class _Record(NamedTuple):
+class Record(NamedTuple):
+    """A node as it was, or as it would be."""
+
     node: fx.Node
     op: str
     name: str
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    type: Any
     meta: dict[str, Any]
+    type: Any = None
 
 
 class GraphSnapshot:
@@ -34,14 +36,14 @@ class GraphSnapshot:
     def __init__(self, graph: fx.Graph) -> None:
         # arguments of nodes are replaced, never written to
         self._records = [
-            _Record(node, node.op, node.name, node.target, node.args, node.kwargs, node.type, dict(node.meta))
+            Record(node, node.op, node.name, node.target, node.args, node.kwargs, dict(node.meta), node.type)
             for node in graph.nodes
         ]
         self._codegen = codegen_of(graph)
 
     @property
-    def records(self) -> Sequence[_Record]:
-        """The nodes as they were, in order: `op`, `name`, `target`, `args`, `kwargs`, `meta`, and the `node` itself."""
+    def records(self) -> Sequence[Record]:
+        """The nodes as they were, in order."""
         return self._records
 
     def shows(self, graph: fx.Graph, besides: Callable[[fx.Node], bool]) -> bool:
@@ -87,7 +89,7 @@ class GraphSnapshot:
         return {node for node, record in left if _is_as_it_was(record)}
 
 
-def _is_as_it_was(record: _Record) -> bool:
+def _is_as_it_was(record: Record) -> bool:
     node = record.node
     same = node.args is record.args and node.kwargs is record.kwargs  # replaced by any edit
     return same and node.op == record.op and node.target is record.target

@@ -39,6 +39,8 @@ LIKE = frozenset(
     ]
 )
 """They read the shape and the type of their first argument, not its data."""
+SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
+"""Operators whose result depends on the shape of a tensor, not on its data."""
 ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 PRODUCTS = frozenset(["mul", "div", "truediv"])
 STATISTICS = frozenset(["pow", "square", "mean", "var", "var_mean", "rsqrt", "sqrt", "reciprocal"])

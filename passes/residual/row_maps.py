@@ -43,7 +43,6 @@ TAKES_FIRST = frozenset([*PICKS, *REPEATS, "flip", "roll", "pad"])
 JOINS = frozenset(["cat", "concat", "concatenate"])
 FILLS = frozenset(["index_put", "index_copy", "scatter"])
 """Operators that write rows into their first argument: linear in the rows where that one is zeros."""
-SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
 
 
 def row_maps_of_stream(flow: Dataflow, whole: Set[fx.Node], size: Mapping[fx.Node, int]) -> RowMaps:
@@ -136,7 +135,7 @@ def _data(flow: Dataflow, node: fx.Node, rows: fx.Node) -> list[fx.Node]:
         return one is not node and ops.tensor(one) is not None
 
     def inputs(one: fx.Node) -> list[fx.Node]:
-        if ops.op_name(one) in SIZES and one is not node:
+        if ops.op_name(one) in ops.SIZES and one is not node:
             return []
         return [arg for arg in one.all_input_nodes if arg is not rows]
 
