@@ -66,7 +66,7 @@ def test_ranks_may_meet_known_graphs_again_and_compile_different_numbers_of_them
 class PassingRank:
     """The store as rank 0 sees it while rank 1 reaches the same place, finds rank 0 there and goes on to another."""
 
-    group, rank, ranks, timeout_seconds = "0", 0, (0, 1), 1.0
+    group, rank, ranks, timeout_seconds = "one that no other test has counted for", 0, (0, 1), 1.0
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -96,7 +96,7 @@ def test_a_rank_that_went_on_in_between_is_not_taken_for_one_that_is_elsewhere()
 class RaisingRank(PassingRank):
     """While rank 1 arrives elsewhere, finds rank 0 here, and raises, all right after rank 0 has looked for it."""
 
-    raised = False
+    group, raised = "another one", False
 
     def get(self, key: str) -> str:
         there = waiting_elsewhere(1) if self.raised else ""
