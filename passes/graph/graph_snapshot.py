@@ -17,7 +17,7 @@ from torch import fx
 from farskip_compile._compat import codegen_of, keep_sources
 
 
-class Record(NamedTuple):
+class RecordedNode(NamedTuple):
     """A node as it was, or as it would be."""
 
     node: fx.Node
@@ -36,13 +36,13 @@ class GraphSnapshot:
     def __init__(self, graph: fx.Graph) -> None:
         # arguments of nodes are replaced, never written to
         self._records = [
-            Record(node, node.op, node.name, node.target, node.args, node.kwargs, dict(node.meta), node.type)
+            RecordedNode(node, node.op, node.name, node.target, node.args, node.kwargs, dict(node.meta), node.type)
             for node in graph.nodes
         ]
         self._codegen = codegen_of(graph)
 
     @property
-    def records(self) -> Sequence[Record]:
+    def records(self) -> Sequence[RecordedNode]:
         """The nodes as they were, in order."""
         return self._records
 
@@ -89,7 +89,7 @@ class GraphSnapshot:
         return {node for node, record in left if _is_as_it_was(record)}
 
 
-def _is_as_it_was(record: Record) -> bool:
+def _is_as_it_was(record: RecordedNode) -> bool:
     node = record.node
     same = node.args is record.args and node.kwargs is record.kwargs  # replaced by any edit
     return same and node.op == record.op and node.target is record.target

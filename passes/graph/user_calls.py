@@ -15,7 +15,7 @@ from farskip_compile.errors import Where
 from farskip_compile.passes.graph import ops
 
 WRITTEN = "farskip_written"
-"""In the meta of a node: the name and the operator of the node of Dynamo's graph that it was made of. Metas are copied
+"""Key of a node's meta: the name and the operator of the node of Dynamo's graph that it was made of. Metas are copied
 with nodes, so what a pass makes of a user's call still knows that call."""
 SPELLED = {
     "setitem": "x[...] = y",

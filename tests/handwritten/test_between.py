@@ -154,7 +154,6 @@ REFUSED: dict[str, Step] = {
     "+= at a slice": written(lambda h, mask, features: h[:, :2].add_(features[:, :2])),
     "two halves in another order": lambda h, mask, features: torch.cat([h[:, 2:], h[:, :2]], 1),
     "one of several parts": lambda h, mask, features: h.split([2, 3], 1)[1],
-    "scaled by its place in memory": written(lambda h, mask, features: h.as_strided((2, 16), (16, 1)).mul_(0.5)),
     "means of tokens": lambda h, mask, features: h[:, :4].unflatten(1, (2, 2)).mean(2),
     "tokens chosen by the stream": lambda h, mask, features: h.index_select(1, h.norm(dim=-1).sum(0).topk(3)[1]),
     "tokens numbered by the stream": lambda h, mask, features: h.index_select(1, h[0, :3, 0].abs().long().clamp(0, 4)),
@@ -169,6 +168,23 @@ def test_any_other_step_is_refused(how: str) -> None:
         with pytest.raises(FarSkipError) as caught:
             compiled(Stepping(REFUSED[how], at))
         assert not isinstance(caught.value, VerificationError), "it was refused, not done wrong and then seen"
+
+
+def test_a_stream_that_grows_in_place_and_is_read_by_its_layout_is_refused() -> None:
+    """No new value need have the layout of the old memory."""
+
+    class InPlace(Stepping):
+        def forward(self, ids: Tensor) -> Tensor:
+            h = self.embed(ids).clone()
+            for number, attention in enumerate(self.attentions):
+                h.add_(attention(self.before[number](h)))
+                h.add_(self.experts[number](self.between[number](h)))
+            h.as_strided((2, WIDTH), (WIDTH, 1)).mul_(0.5)
+            return self.head(self.last(h))
+
+    with pytest.raises(FarSkipError) as caught:
+        compiled(InPlace(lambda h, mask, features: h, 0))
+    assert not isinstance(caught.value, VerificationError), "it was refused, not done wrong and then seen"
 
 
 def test_a_head_with_a_skip_connection_stays_as_it_is() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.passes.graph.graph_snapshot import Record
+from farskip_compile.passes.graph.graph_snapshot import RecordedNode
 from farskip_compile.passes.graph.walk import fresh_like
 
 SUMS = {
@@ -23,7 +23,7 @@ SUMS = {
 }
 
 
-def written_out(put: Any) -> Iterator[Record]:
+def written_out(put: Any) -> Iterator[RecordedNode]:
     """Yield the pick, the sum and the put."""
     base, indices, added, form = put.args
     graph = fx.Graph()
@@ -31,10 +31,10 @@ def written_out(put: Any) -> Iterator[Record]:
     target, operands = SUMS[form](picked, added)
     rows = put.meta["farskip_rows"]
     key = tuple(slice(None) if index is None else index for index in indices)
-    yield Record(picked, "call_function", "picked", operator.getitem, (base, key), {}, _fresh(rows))
-    yield Record(total, "call_function", "total", target, operands, {}, _fresh(rows))
+    yield RecordedNode(picked, "call_function", "picked", operator.getitem, (base, key), {}, _fresh(rows))
+    yield RecordedNode(total, "call_function", "total", target, operands, {}, _fresh(rows))
     node = getattr(put, "node", put)
-    yield Record(node, "call_function", put.name, torch.index_put, (base, indices, total), {}, dict(put.meta))
+    yield RecordedNode(node, "call_function", put.name, torch.index_put, (base, indices, total), {}, dict(put.meta))
 
 
 def _fresh(rows: torch.Tensor) -> dict[str, torch.Tensor]:

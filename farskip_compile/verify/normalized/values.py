@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.fake import fake_mode_of
-from farskip_compile.passes.graph.graph_snapshot import Record
+from farskip_compile.passes.graph.graph_snapshot import RecordedNode
 from farskip_compile.verify.normalized.memory import View
 
 
@@ -67,7 +67,7 @@ def fake_values(value: Any) -> Any:
     return value
 
 
-def with_fake_values(graph: fx.Graph, given: Mapping[fx.Node, Any]) -> Iterator[fx.Node | Record]:
+def with_fake_values(graph: fx.Graph, given: Mapping[fx.Node, Any]) -> Iterator[fx.Node | RecordedNode]:
     """Yield the nodes of `graph`, with the fake values that they have for the values `given` for its placeholders."""
     known: dict[fx.Node, Any] = {node: fake_values(value) for node, value in given.items()}
     mode = fake_mode_of(one for one in known.values() if isinstance(one, torch.Tensor))
@@ -80,4 +80,6 @@ def with_fake_values(graph: fx.Graph, given: Mapping[fx.Node, Any]) -> Iterator[
             target: Any = node.target
             called = getattr(args[0], target) if node.op == "call_method" else target
             known[node] = called(*(args[1:] if node.op == "call_method" else args), **kwargs)
-        yield Record(node, node.op, node.name, node.target, node.args, node.kwargs, {"example_value": known[node]})
+        yield RecordedNode(
+            node, node.op, node.name, node.target, node.args, node.kwargs, {"example_value": known[node]}
+        )
