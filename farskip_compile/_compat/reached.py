@@ -6,7 +6,8 @@ torch 2.13.0 only.
 
 `torch.compile(module)` returns an `OptimizedModule` whose unknown attributes are those of the module inside, and tells
 its backend nothing before the first call. Its class can't be exchanged for one of ours: Dynamo compares the type itself
-where one compiled module calls another. So two methods of the class are replaced, once.
+where one compiled module calls another. So two methods of the class are replaced, once, and the
+functions that take the module out of it: those by which `torch.compile` and `torch.compiler.disable` begin.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from types import FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch._dynamo import OptimizedModule, eval_frame
+from torch._dynamo import OptimizedModule, decorators, eval_frame
 from torch._dynamo.backends.distributed import DDPOptimizer
-from torch._dynamo.eval_frame import OptimizeContext, innermost_backend, skip_code
+from torch._dynamo.eval_frame import DisableContext, OptimizeContext, innermost_backend, skip_code
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables.builder import VariableBuilder
 
@@ -52,18 +55,61 @@ def stance() -> str:
     return str(eval_frame._stance.stance)
 
 
-def watch_compiles(watch: Callable[[nn.Module, Compiler], None]) -> None:
-    """Call `watch` with each module that `module.compile(...)` is called of, before it is compiled."""
-    plain = OptimizeContext.__call__
+def watch_compiles(
+    watch: Callable[[nn.Module, Compiler], None], taken_out: Callable[[nn.Module, Compiler | None], None]
+) -> None:
+    """Replace what compiles.
 
-    @functools.wraps(plain)
-    def call_watched(self: Any, fn: Any) -> Any:
+    Args:
+        watch: sees each module that `module.compile(...)` is called of, before it is compiled.
+        taken_out: sees each wrapper, or its forward, that is compiled once more, or disabled (None), before that: what
+            is made of it calls the module in it, past the wrapper's own backend.
+    """
+    compile_, disable, innermost = OptimizeContext.__call__, DisableContext.__call__, eval_frame.innermost_fn
+
+    @functools.wraps(compile_)
+    def compile_watched(self: Any, fn: Any) -> Any:
         owner, compiler = getattr(fn, "__self__", None), compiler_of(self.callback)
         if compiler is not None and isinstance(owner, nn.Module) and fn.__func__ is nn.Module._call_impl:
             watch(owner, compiler)
-        return plain(self, fn)
+        if (wrapper := _wrapper_of(fn)) is not None:
+            taken_out(wrapper, compiler)
+        made = compile_(self, fn)
+        if isinstance(made, OptimizedModule):
+            _wrappers[self] = weakref.ref(made)
+        return made
 
-    OptimizeContext.__call__ = call_watched  # type: ignore[method-assign]
+    @functools.wraps(disable)
+    def disable_watched(self: Any, fn: Any) -> Any:
+        if (wrapper := _wrapper_of(fn)) is not None:
+            taken_out(wrapper, None)
+        return disable(self, fn)
+
+    @functools.wraps(innermost)
+    def innermost_watched(fn: Any) -> Any:
+        runs_what_is_compiled = sys._getframe(1).f_code is decorators.run.__code__
+        if not runs_what_is_compiled and (wrapper := _wrapper_of(fn)) is not None:
+            taken_out(wrapper, None)
+        return innermost(fn)
+
+    OptimizeContext.__call__ = compile_watched  # type: ignore[method-assign]
+    DisableContext.__call__ = disable_watched  # type: ignore[method-assign]
+    vars(decorators)["innermost_fn"] = innermost_watched
+
+
+_wrappers: WeakKeyDictionary[OptimizeContext, weakref.ref[OptimizedModule]] = WeakKeyDictionary()
+"""For each compile of a module, what it returned. The forward of that knows the compile alone."""
+
+
+def _wrapper_of(fn: Any) -> OptimizedModule | None:
+    """Return what `torch.compile` returned for a module, if `fn` is that or its forward."""
+    if isinstance(fn, OptimizedModule):
+        return fn
+    if not isinstance(fn, FunctionType) or not hasattr(fn, "_torchdynamo_orig_callable"):
+        return None
+    held = inspect.getclosurevars(fn).nonlocals.values()
+    known = next((_wrappers[one] for one in held if isinstance(one, OptimizeContext) and one in _wrappers), None)
+    return known() if known is not None else None
 
 
 def compiled_for(wrapper: nn.Module) -> Compiler | None:

@@ -26,6 +26,7 @@ from farskip_compile._compat.tensors import was_written
 from farskip_compile.guard.compilers import changes_function, is_ours, is_strict, option
 from farskip_compile.guard.forward import GUARD, REFUSES, Guard, attach, refuses, with_parts
 from farskip_compile.guard.report import original_wiring
+from farskip_compile.guard.wrappers import taken_out
 
 UNSEEN = (
     "a part of the model that is called by itself (`model.layers[0](x)`)",
@@ -111,7 +112,7 @@ _traced: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def watch() -> None:
     """Guard all modules that are compiled in place from now on. Called once, with the import of the backend."""
-    watch_compiles(_guard)
+    watch_compiles(_guard, taken_out)
 
 
 def note_rewired() -> None:

@@ -4,14 +4,16 @@
 The wrapper that `torch.compile` returns has the attributes of the model in it, so that `generate` is the model's own,
 and calls the model as it is; `torch.export` switches compiling off and does the same.
 
-An outer `torch.compile` with another backend traces through the wrapper, and a stance keeps it from compiling.
+An outer `torch.compile` with another backend traces through the wrapper, or takes the model out of it, as
+`torch.compiler.disable` does; a stance keeps it from compiling.
 
 Contract: for wrappers with this backend alone, of models that are not compiled in place as well. A method that is
 reached through the wrapper stays what it is until it calls the model, in this thread, in code that is not traced for
 this backend: then an `OriginalWiringError`, or with `strict=False` one `FarSkipWarning` for each wrapper. So is a call
-of the wrapper in which no graph of this backend ran and nothing was traced for it, and a trace through the wrapper for
-another backend, unless the options keep the function. What does not call the model (`save_pretrained`, `to`, `config`)
-works. Parts that are taken out of the model (`wrapper.model(...)`) are not looked after.
+of the wrapper in which no graph of this backend ran and nothing was traced for it, a trace through the wrapper for
+another backend, and a compile or `torch.compiler.disable` of it, unless the options keep the function. What does not
+call the model (`save_pretrained`, `to`, `config`) works. Parts that are taken out of the model (`wrapper.model(...)`)
+are not looked after.
 """
 
 from __future__ import annotations
@@ -86,6 +88,16 @@ def _traced(wrapper: nn.Module) -> None:
             "the model in its original wiring"
         )
         way_out = "compile what is around it with this backend, or leave it uncompiled, and the model in it compiled"
+        original_wiring(wrapper, reason, way_out, strict=is_strict(compiler))
+
+
+def taken_out(wrapper: nn.Module, new: Compiler | None) -> None:
+    """See to a wrapper that is compiled again, or disabled (None): see `watch_compiles`."""
+    compiler = compiled_for(wrapper)
+    if compiler is not None and _rewires(compiler) and (new is None or not is_ours(new)):
+        what = "torch.compiler.disable" if new is None else "another torch.compile"
+        reason = f"{what} of what torch.compile returned drops that, and runs the model in its original wiring"
+        way_out = "call what torch.compile returned; or give it the model itself, if that is what is wanted"
         original_wiring(wrapper, reason, way_out, strict=is_strict(compiler))
 
 

@@ -89,8 +89,10 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
             edges[node] = tuple(writes)
         for base in written.get(node, ()):
             memory = effects.storage(base)
-            if memory is not None and memory not in node.meta.get(DEFINED, ()):
+            if memory is not None:
                 last_write[memory] = node
+        for memory in node.meta.get(DEFINED, ()):
+            last_write.pop(memory, None)
     return edges
 
 
@@ -116,7 +118,8 @@ def _replace_write(
         new = _cast(graph, functional(graph), value.dtype)
         # the new name stands for the old memory: the next write to it must find its views, and readers the write
         fresh = fresh_like(value)
-        new.meta |= {"example_value": fresh, "farskip_storage": effects.storage(base)}
+        memory = effects.storage(base)
+        new.meta |= {"example_value": fresh, "farskip_storage": memory, DEFINED: (memory,)}
     _views_anew(graph, new, fresh, others, names)
     names.update(dict.fromkeys([base, write, *same], new))
     return True

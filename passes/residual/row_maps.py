@@ -5,18 +5,18 @@ In:    the dependences of a graph, and the sums that count as one term.
 Out:   for each such operator on the stream's way from layer to layer, the node whose rows it takes. The operator is
        linear in that node, so the residual sum goes on through it.
 Never: takes an operator whose other arguments depend on the stream (tokens pruned by their values) or that takes rows
-       of several parts of it, or one behind which each row is worked on by itself, as in a head on the last token.
+       of several parts of it, or one behind the last layer: what works there on each row by itself is a head.
 
 Algorithm (linear; none of it where no sum has its rows taken):
 1. Candidates: every operator that may take the rows of a sum.
 2. Read the largest sum through all candidates; keep those between its base and its root.
-3. Keep those with a layer in front, a layer behind, and other arguments that do not depend on the sum. Begin again at 2
-   until all candidates are kept: a sum that ends earlier has fewer of them.
+3. Keep those with a layer in front, a layer or its feed-forward behind, and other arguments that do not depend on the
+   sum. Begin again at 2 until all candidates are kept: a sum that ends earlier has fewer of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 
 from torch import fx
 
@@ -108,24 +108,46 @@ def _on_the_stream(flow: Dataflow, below: Summands, tree: SumTree, found: RowMap
     first, last = min(map(flow.order.__getitem__, parts)), flow.order[tree.root]
     span = flow.nodes[first : last + 1]
     weighted = spread((node for node in span if node in moving), flow.has_weight, flow.uses.__getitem__)
-    works = [flow.order[node] for node in span if node in moving and _makes_a_layer(flow, node)]
     parents = {arg: node for node in (*tree.inner, *tree.images[base]) for arg in below[node]}
-    node, layers, kept = tree.images[base][-1], 0, {}
+    works = [flow.order[node] for node in span if node in moving and _makes_a_layer(flow, node)]
+    node = tree.images[base][-1]
+    passed, layers, is_open = {node}, 0, False
+    kept: dict[fx.Node, fx.Node] = {}
+    waiting: dict[fx.Node, fx.Node] = {}
+    """Row maps of an open layer, for what closes it."""
     while node is not tree.root:
         chain, node = node, parents[node]
         added = [arg for arg in below[node] if arg is not chain]
-        layers += not weighted.isdisjoint(walk_back(added, inputs=below.__getitem__))
-        steady = node in found and moving.isdisjoint(_data(flow, node, found[node]))
-        if steady and layers and works and flow.order[node] < works[-1]:
-            kept[node] = found[node]
+        if not weighted.isdisjoint(walk_back(added, inputs=below.__getitem__)):
+            kept.update(waiting)
+            waiting, layers, is_open = {}, layers + 1, _opens_a_layer(flow, added, passed)
+        passed.add(node)
+        if node in found and layers and moving.isdisjoint(_data(flow, node, found[node])):
+            if works and flow.order[node] < works[-1]:
+                kept[node] = found[node]
+            elif is_open:
+                waiting[node] = found[node]
     return kept
 
 
 def _makes_a_layer(flow: Dataflow, node: fx.Node) -> bool:
     """Return whether `node` mixes tokens or chooses experts, as no head does that works on each row by itself."""
-    if ops.is_attention(node) or ops.is_scan(node) or is_choice(node):
+    return is_choice(node) or _mixes(flow, node)
+
+
+def _mixes(flow: Dataflow, node: fx.Node) -> bool:
+    if ops.is_attention(node) or ops.is_scan(node):
         return True
     return ops.is_matmul(node) and flow.constant.isdisjoint(node.all_input_nodes)
+
+
+def _opens_a_layer(flow: Dataflow, added: Sequence[fx.Node], passed: Set[fx.Node]) -> bool:
+    """Return whether the term `added` mixes tokens: a feed-forward follows, whatever stands in between. `passed` are
+    the residual values that it may read."""
+    term = list(walk_back(added, lambda one: one in passed or one in flow.constant, flow.uses.__getitem__))
+    if any(ops.is_attention(node) or ops.is_scan(node) for node in term):
+        return True
+    return not any(map(is_choice, term)) and any(_mixes(flow, node) for node in term)
 
 
 def _data(flow: Dataflow, node: fx.Node, rows: fx.Node) -> list[fx.Node]:

@@ -86,10 +86,13 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, lea
         return Request({}, tuple(row.name for row in table.rows if row.kind is Kind.ROUTED))
     left_out, already = _by_rule(table, connectivity, layers)
     if not left_out and not already:
+        where, way_out = "in any layer", "another connectivity, or connectivity='none'"
+        if layers is not None:
+            where = f"in layers {layers}"
+            way_out = f"widen `layers` (the model has layers 0 to {table.num_layers - 1})"
         raise LayerRangeError(
-            f"connectivity {connectivity!r} changes nothing in layers {layers}: no sub-block there reads "
-            "what it would leave out",
-            way_out=f"widen `layers` (the model has layers 0 to {table.num_layers - 1})",
+            f"connectivity {connectivity!r} changes nothing {where}: no sub-block there reads what it would leave out",
+            way_out=way_out,
         )
     _refuse_inseparable(table, left_out)
     return Request(left_out, tuple(already))

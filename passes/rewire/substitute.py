@@ -18,6 +18,7 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import fresh_like
+from farskip_compile.passes.normalize.definitions import DEFINED
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
 
@@ -74,7 +75,8 @@ class Substitution:
             new: fx.Node = create(*arguments)  # type: ignore[operator]
         self._last[like] = new
         new.meta = dict(like.meta)
-        new.meta.pop("farskip_storage", None)
+        for about_memory in ("farskip_storage", DEFINED):
+            new.meta.pop(about_memory, None)
         value = ops.tensor(like)
         if value is not None:
             new.meta["example_value"] = fresh_like(value)

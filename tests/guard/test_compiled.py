@@ -73,10 +73,19 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     "another backend of its forward": lambda model: torch.compile(model.forward, backend="eager")(ids()),
     "export": lambda model: torch.export.export(model, (ids(),), strict=False),
     "strict export": lambda model: torch.export.export(model, (ids(),), strict=True),
+    "its forward disabled": lambda model: torch.compiler.disable(model.forward)(ids()),
     "force_eager": under("force_eager", ids()),
     "eager_on_recompile": under("eager_on_recompile", LONGER),
 }
+TAKEN_OUT: dict[str, Callable[[Any], Any]] = {
+    "another backend of it": lambda model: torch.compile(model, backend="eager")(ids()),
+    "disabled": lambda model: torch.compiler.disable(model)(ids()),
+    "disabled alone": lambda model: torch.compiler.disable(model, recursive=False)(ids()),
+    "disabled, in a decorator": lambda model: torch.compiler.disable()(model)(ids()),
+}
+"""They take the model out of what `torch.compile(model)` returned; one that is compiled in place runs rewired."""
 REWIRED: dict[str, Callable[[Any], Any]] = {
+    **TAKEN_OUT,
     "the model": lambda model: model(ids()),
     "uncompiled around it": lambda model: Outer(model)(ids()) / 2,
     "this backend around it": lambda model: torch.compile(Outer(model), backend="farskip", options=EAGER)(ids()) / 2,
@@ -182,16 +191,18 @@ def test_unguarded_it_is_nobodys_but_the_users() -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_wrappers(strict: bool) -> None:
-    """What `torch.compile(model)` returned: traced through by another backend, and kept from compiling by a stance."""
+    """What `torch.compile(model)` returned: compiled again, traced through by another backend, and not compiled."""
     model = Stack(lambda: Layer(MoE()), layers=2)
     wrapper = torch.compile(model, backend="farskip", fullgraph=True, options={**EAGER, "strict": strict})
-    wrapper(ids())
-    for way in ("another backend around it", "force_eager", "eager_on_recompile"):
+    assert torch.equal(wrapper(ids()), torch._dynamo.run(wrapper)(ids()))
+    for name, way in {**WAYS, **TAKEN_OUT}.items():
+        if name in ("deepcopy", "AveragedModel", "torch.save", "forward", "strict export"):
+            continue
         if strict:
             with pytest.raises(OriginalWiringError, match="original wiring"):
-                WAYS[way](wrapper)
+                way(wrapper)
         else:
-            WAYS[way](wrapper)
+            way(wrapper)
     assert farskip_compile.status(wrapper).rewired == strict
     for copied in (copy.deepcopy(wrapper), loaded(wrapper)):
         assert torch.equal(copied(ids()), wrapper(ids()))

@@ -187,6 +187,119 @@ def test_a_stream_that_grows_in_place_and_is_read_by_its_layout_is_refused() -> 
     assert not isinstance(caught.value, VerificationError), "it was refused, not done wrong and then seen"
 
 
+class LastDense(Stepping):
+    """The step stands between the last attention and a dense feed-forward."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__(step, at=2)
+        self.experts[2] = MLP()
+
+    def halves(self, h: Tensor, early: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """The stream in front of a feed-forward, and without the attention of its layer."""
+        both = h + self.attentions[number](self.before[number](early)), h
+        if number < self.at:
+            return both
+        mask, features = token_ids() % 3 == 0, self.features(token_ids())
+        return self.step(both[0], mask, features), self.step(both[1], mask, features)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.embed(ids)
+        for number in range(3):
+            h, _ = self.halves(h, h, number)
+            h = h + self.experts[number](self.between[number](h))
+        return self.head(self.last(h))
+
+    def by_hand(self, ids: Tensor) -> Tensor:
+        h = early = self.embed(ids)
+        for number in range(3):
+            h, read = self.halves(h, early, number)
+            read = self.between[number](read)
+            x, s = self.experts[number].parts(read) if number < 2 else (self.experts[number](read), None)
+            h, early = h + x, h if s is None else h + s
+        return self.head(self.last(h))
+
+
+def test_a_feed_forward_behind_rows_that_were_chosen_after_its_attention() -> None:
+    """Nothing behind the choice mixes tokens; but the layer began in front of it."""
+    model = LastDense(lambda h, mask, features: h[:, -1:]).double()
+    ours, report = compiled(model)
+    assert torch.equal(ours, model.by_hand(token_ids()))
+    assert not torch.equal(ours, model(token_ids()))
+    assert len(report.table.rows) == 6
+
+
+def test_a_feed_forward_that_is_added_behind_a_change_that_is_no_sum_is_refused() -> None:
+    class Scattered(LastDense):
+        def forward(self, ids: Tensor) -> Tensor:
+            h = self.embed(ids)
+            for number in range(3):
+                h = h + self.attentions[number](self.before[number](h))
+                read = self.between[number](h)
+                h = h if number < self.at else h.select_scatter(torch.ones_like(h[:, 0]), 1, 0)
+                h = h + self.experts[number](read)
+            return self.head(self.last(h))
+
+    with pytest.raises(FarSkipError, match="behind the residual sum stands a layer"):
+        compiled(Scattered(lambda h, mask, features: h))
+
+
+WRITTEN_FIRST: dict[str, Callable[[Tensor], Tensor]] = {
+    "+= at a slice": lambda h: h.__setitem__((slice(None), slice(1, 3)), h[:, 1:3].add_(0.5)) or h,
+    "a view, then rows of its own": lambda h: (
+        h.unbind(1)[1].mul_(0.5) is h or h.index_copy_(1, torch.tensor([2]), 2 * h[:, 2:3])
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN_FIRST)
+def test_an_embedding_that_is_written_to_twice(how: str) -> None:
+    """Of two writes to one memory the second one has a value of its own: what reads that reads no memory."""
+
+    class First(Stepping):
+        def __init__(self) -> None:
+            super().__init__(lambda h, mask, features: h, 0)
+            self.plain, self.embed = self.embed, Written(self.embed)  # type: ignore[assignment]
+
+    class Written(nn.Module):
+        def __init__(self, embed: nn.Module) -> None:
+            super().__init__()
+            self.embed = embed
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return WRITTEN_FIRST[how](self.embed(ids))
+
+    model = First().double()
+    with torch.no_grad():
+        ours, report = compiled(model)
+        assert torch.equal(ours, farskip_form(model, token_ids()))
+    assert report.wiring_after == "full"
+
+
+CHANGED_BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
+    "data": lambda h: h.data.mul_(0.5) is None or h,
+    "scattered": lambda h: h.select_scatter(torch.ones_like(h[:, 0]), 1, 0),
+}
+
+
+@pytest.mark.parametrize("how", CHANGED_BEHIND)
+def test_an_attention_in_front_of_a_change_of_the_embedding_is_refused(how: str) -> None:
+    """It reads no residual value, as a position embedding does: but weights make it of what the stream begins with."""
+
+    class Early(Stepping):
+        def forward(self, ids: Tensor) -> Tensor:
+            h = self.embed(ids)
+            read = self.before[0](h)
+            h = CHANGED_BEHIND[how](h)
+            for number, attention in enumerate(self.attentions):
+                h = h + attention(self.before[number](h) if number else read)
+                h = h + self.experts[number](self.between[number](h))
+            return self.head(self.last(h))
+
+    with torch.no_grad(), pytest.raises(FarSkipError) as caught:
+        compiled(Early(lambda h, mask, features: h, 0))
+    assert not isinstance(caught.value, VerificationError), "it was refused, not done wrong and then seen"
+
+
 def test_a_head_with_a_skip_connection_stays_as_it_is() -> None:
     class Head(Stepping):
         def __init__(self) -> None:

@@ -42,6 +42,7 @@ neg: -v; torch.neg(input=v)
 pos: +v
 pow: v ** 2; 2 ** v; torch.pow(v, o)
 iadd: d.call(operator.iadd, v.clone(), o)
+_get_data_attr: v.data; v.data + o
 imul: d.call(operator.imul, v.clone(), o)
 isub: d.call(operator.isub, v.clone(), o)
 itruediv: d.call(operator.itruediv, v.clone(), o)

@@ -51,14 +51,17 @@ def find_layer(
     return None
 
 
-def find_layer_with_other_rows(nodes: Iterable[fx.Node], plain: Set[fx.Node]) -> fx.Node | None:
+def find_layer_with_other_rows(
+    nodes: Iterable[fx.Node], plain: Set[fx.Node], unfinished: bool = False
+) -> fx.Node | None:
     """Return the first value, in any shape, that a layer makes.
 
     It is in `plain`, the values that the stream is made of, or that are made of it, without weights in between; and it
     is made of such a value and of what is computed from one with weights and by mixing tokens or choosing experts.
-    Heads that work on each row by itself may have skip connections, too, and are left alone.
+    Heads that work on each row by itself may have skip connections, too, and are left alone; but what does so behind a
+    layer that is `unfinished`, since tokens were mixed in it last, is its feed-forward.
     """
-    carried, weighted, works = set(plain), set[fx.Node](), set[fx.Node]()
+    carried, weighted, works = set(plain), set[fx.Node](), set(plain if unfinished else ())
     for node in nodes:
         inputs = node.all_input_nodes
         depends = not carried.isdisjoint(inputs) or not weighted.isdisjoint(inputs)

@@ -36,7 +36,7 @@ from farskip_compile.verify.account.layers import find_layer, find_layer_with_ot
 from farskip_compile.verify.account.routers import find_experts
 from farskip_compile.verify.account.weights import begins_rows, has_weights, routes, weighted_sources
 from farskip_compile.verify.rows.read import begin, read_rows
-from farskip_compile.verify.rows.rules import is_contraction, is_state
+from farskip_compile.verify.rows.rules import is_contraction, is_state, is_unknown
 from farskip_compile.verify.rows.state import FREE, Rows, State
 
 
@@ -52,6 +52,8 @@ class Claims:
     """Nodes of sub-blocks, and of the sum."""
     given: Collection[fx.Node] = ()
     """Terms beside the base that no sub-block adds, such as position embeddings."""
+    unfinished: bool = False
+    """Whether the last sub-block mixes tokens, so that its layer has no feed-forward yet."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +148,16 @@ class _Sides:
         activations = spread(self.graph.nodes, begins_rows)
 
         def parts_stacks(node: fx.Node) -> bool:
-            return is_contraction(node) or is_normed(node, activations)
+            return _is_product(node) or is_normed(node, activations)
 
         leads_on = _plain_sources(self.claims.base, parts_stacks)
         goes_on = set(self.claims.values)
         for node in self.behind:
             if not goes_on.isdisjoint(node.all_input_nodes) and not parts_stacks(node):
                 goes_on.add(node)
-        for nodes, plain, place in ((self.in_front, leads_on, "in front of"), (self.behind, goes_on, "behind")):
-            found = find_layer_with_other_rows(nodes, plain)
+        found_behind = find_layer_with_other_rows(self.behind, goes_on, self.claims.unfinished)
+        found_in_front = find_layer_with_other_rows(self.in_front, leads_on)
+        for found, place in ((found_in_front, "in front of"), (found_behind, "behind")):
             if found is not None:
                 raise UnsupportedPatternError(
                     f"{place} the residual sum stands a layer with other rows, and no weights between the two: the "
@@ -193,7 +196,13 @@ class _Sides:
         return tuple(found)
 
 
-def _plain_sources(node: fx.Node, parts: Callable[[fx.Node], bool] = is_contraction) -> set[fx.Node]:
+def _is_product(node: fx.Node) -> bool:
+    """Whether features meet in `node`. An operator that nothing is known of, and that is given no parameter, may as
+    well give back what it got."""
+    return is_contraction(node) and (not is_unknown(node) or any(map(is_state, node.all_input_nodes)))
+
+
+def _plain_sources(node: fx.Node, parts: Callable[[fx.Node], bool] = _is_product) -> set[fx.Node]:
     """Find the activations that `node` is made of without an operator that `parts` in between, `node` included."""
     found = walk_back([node], lambda one: one is not node and parts(one))
     return {one for one in found if ops.is_floating(one) and not is_state(one)}

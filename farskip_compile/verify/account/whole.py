@@ -7,9 +7,12 @@ which their errors are most telling. It changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import fx
 
 from farskip_compile.errors import PartialModelError
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.verify.account.begins import rows_begin
@@ -19,6 +22,7 @@ from farskip_compile.verify.account.kinds import Claim, check_kinds
 from farskip_compile.verify.account.outside import Beside, Claims, check_account
 from farskip_compile.verify.completeness import check_complete, check_part, known_cut
 from farskip_compile.verify.rows.read import read_rows
+from farskip_compile.verify.rows.state import Rows, State
 
 
 def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> tuple[Beside, ...]:
@@ -58,4 +62,14 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
         for term, region in zip(reading.table.terms[1:], reading.regions[1:], strict=True)
         if not region.owned and not term.carried
     ]
-    return check_account(graph, Claims(stream.base, stream.root, stream.values, owned, given), rows)
+    unfinished = _ends_in_a_mixer(claims, graph, rows)
+    return check_account(graph, Claims(stream.base, stream.root, stream.values, owned, given, unfinished), rows)
+
+
+def _ends_in_a_mixer(claims: Sequence[Claim], graph: fx.Graph, rows: Mapping[fx.Node, Rows]) -> bool:
+    """Return whether tokens are mixed in the term that is computed last."""
+    by_leaf = {claim.leaf: claim for claim in claims}
+    last = next((by_leaf[node] for node in reversed(graph.nodes) if node in by_leaf), None)
+    if last is None:
+        return False
+    return rows[last.leaf].state is State.MIXED or any(ops.is_attention(one) or ops.is_scan(one) for one in last.owned)

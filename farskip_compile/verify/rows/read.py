@@ -46,7 +46,7 @@ Again = Callable[[fx.Node, Rows], Rows]
 
 
 def read_rows(
-    nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows], again: Again = lambda node, found: found
+    nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows], again: Again | None = None
 ) -> dict[fx.Node, Rows]:
     """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there.
 
@@ -62,16 +62,20 @@ def read_rows(
     current: dict[int | None, set[fx.Node]] = {}
 
     def given(arg: object) -> Rows:
+        if not written and isinstance(arg, fx.Node):
+            return known[arg]
         return _read(arg, known, written, current)
 
     for node in nodes:
+        name = ops.op_name(node)
         if node in begins:
             known[node] = begins[node]
-        elif ops.op_name(node).startswith("higher_order::"):
+        elif name.startswith("higher_order::"):
             known[node] = _inside(node, given)
         else:
-            known[node] = again(node, apply(node, given))
-        if ops.op_name(node) == "after_write":
+            found = apply(node, given)
+            known[node] = found if again is None else again(node, found)
+        if name == "after_write":
             current[effects.storage(node)] = {node}
         elif current:
             _inherit(node, current)

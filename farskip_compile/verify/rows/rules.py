@@ -31,9 +31,8 @@ def apply(node: fx.Node, given: Given) -> Rows:
     name = ops.op_name(node)
     if not name or name in SIZES:
         return DECISION if name and _is_decided_size(node, given) else FREE
-    args = [given(arg) for arg in node.all_input_nodes]
-    found = worst(args)
-    if found.state is State.FREE:
+    args = list(map(given, node.all_input_nodes))
+    if worst(args).state is State.FREE:
         chosen = any(one.picked for one in args) or (name in CHOICES and _chooses(node))
         return CHOSEN if chosen and not is_contraction(node) else FREE
     if is_declared(node):
@@ -43,14 +42,14 @@ def apply(node: fx.Node, given: Given) -> Rows:
 
 def _undeclared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
     """Return the facts about the value of `node` that the rule of its operator gives."""
-    found = worst(args)
+    state = worst(args).state
     if ops.op_name(node) == "after_write":
         # the buffer, which `read_rows` gives as what was written to it: integers may be data
         return views.same(node, given)
-    if found.state is State.DECISION:
+    if state is State.DECISION:
         about_themselves = all(one.layout for one in args if one.state is State.DECISION)
         return _of_decisions(node, _as_rows(given) if about_themselves else given)
-    return _settled(node, _of_moved(node, given, args) if found.state is State.MOVED else _by_rule(node, given))
+    return _settled(node, _of_moved(node, given, args) if state is State.MOVED else _by_rule(node, given))
 
 
 def _of_moved(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
@@ -105,10 +104,8 @@ def _is_tuple(arg: object) -> bool:
 def _by_rule(node: fx.Node, given: Given) -> Rows:
     """What the rule of an operator says, and the numbers among its arguments."""
     rule = pointwise if comms.is_wait(node) else _rule_of(ops.op_name(node))
-    number = FREE
-    for arg in node.all_input_nodes:
-        if _is_one_number(arg):
-            number = worst([number, given(arg)])
+    numbers = [arg for arg in node.all_input_nodes if _is_one_number(arg)]
+    number = worst([FREE, *map(given, numbers)]) if numbers else FREE
     found = unknown(node, given) if number.state > State.DECISION else rule(node, given)
     if found.state is State.FREE and rule not in (free, attribute) and first_of(node, given)[0] is None:
         return unknown(node, given)  # an argument that the rule has not found
@@ -118,7 +115,9 @@ def _by_rule(node: fx.Node, given: Given) -> Rows:
 def _is_one_number(arg: fx.Node) -> bool:
     """Whether the value of a node is a size or a number; not that of a write, which may return nothing."""
     value = ops.fake(arg)
-    return not isinstance(value, torch.Tensor | tuple | list) and not (value is None and effects.mutated_args(arg))
+    if isinstance(value, torch.Tensor | tuple | list):
+        return False
+    return value is not None or not effects.mutated_args(arg)
 
 
 def _by_a_number(found: Rows) -> Rows:
@@ -246,7 +245,7 @@ RULES: dict[str, Rule] = _table(
         " feature_dropout fma",
     ),
     (views.same, "to type_as"),  # what they take a type from is not read
-    (views.same, "after_write"),
+    (views.same, "after_write _get_data_attr"),
     (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
     (pointwise, "contiguous clone alias detach silu log_sigmoid relu6 hardswish hardsigmoid softplus"),
     (one_hot, "one_hot"),

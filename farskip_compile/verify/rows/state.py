@@ -89,6 +89,8 @@ def about_others(parts: Sequence[Rows], layout: Layout, shape: Sequence[Size]) -
 
 def worst(parts: Sequence[Rows]) -> Rows:
     """The one of which least is known; decided if one of them is."""
+    if len(parts) == 1:
+        return parts[0]
     found = FREE
     for part in parts:
         if part.state > found.state:
