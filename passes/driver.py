@@ -8,7 +8,7 @@ Never: chooses an order; runs a pass whose needs are not met; delivers what was 
 Algorithm, for each pass up to the one asked for:
 1. Check that everything it takes and requires is there.
 2. Call its function, and take the time.
-3. Check that it has delivered what it provides; lint the graph if it may have been edited.
+3. Check that it has delivered what it provides. A graph that it edited is linted before that is verified.
 4. Log one line at DEBUG, and write the graph before and after to the structured trace (`TORCH_TRACE`), each state once.
 
 What is not a pass, because nobody may leave it out, goes through `step` or `verify` and shows in the same log.
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from farskip_compile._compat import inductor, is_tracing, trace_artifact
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes.contract import Changes, Pass, Stage
+from farskip_compile.passes.contract import Pass, Stage
 from farskip_compile.passes.graph import ops
 
 log = logging.getLogger("farskip_compile")
@@ -67,7 +67,9 @@ class Driver:
         return result
 
     def verify(self, check: Callable[..., T], *args: Any) -> T:
-        """Call `check(*args)`, which raises unless all that was done so far is right."""
+        """Call `check(*args)`, which raises unless all that was done so far is right; lint a graph that was edited."""
+        if self._unverified and "graph" in self.facts:
+            self.facts["graph"].lint()
         result = self.step("verify", check, *args)
         self._unverified.clear()
         return result
@@ -102,8 +104,6 @@ class Driver:
         self.facts.update(zip(one.provides, values, strict=False))
         if one.changes.must_be_verified:
             self._unverified.append(one.name)
-        if one.changes is not Changes.NOTHING and "graph" in self.facts:
-            self.facts["graph"].lint()
 
     def _timed(self, name: str, function: Callable[..., T], args: Sequence[Any]) -> T:
         start = time.perf_counter()

@@ -43,6 +43,9 @@ KEEPS_ORDER = frozenset(["view", "reshape", "_unsafe_view"])
 """Operators that give back what they are given in the shape that they name. A chain of them is the same as one from the
 first shape to the last."""
 ELEMENTWISE = frozenset({"add", "sub"} | ops.PRODUCTS)
+PARTS = frozenset(["cat", "getitem"])
+ADDS = frozenset(["scatter_reduce", "index_put", "index_add", "scatter_add", "put_sum", "added_alone"])
+"""Operators that may add something to their first argument."""
 _NODE, _OPEN, _CLOSE = 1, 2, 3
 
 
@@ -50,7 +53,7 @@ def read_steps(flow: Dataflow) -> Steps:
     """The steps of a normalised graph."""
     steps: list[Step] = []
     acting: list[int] = []
-    impure: dict[object, bool] = {}
+    acts: dict[int, tuple[bool, bool]] = {}  # by identity of what is called: operators hash themselves in Python
     last_random: tuple[int, ...] = ()
     last_switch: tuple[int, ...] = ()
     place_of = flow.order
@@ -65,24 +68,31 @@ def read_steps(flow: Dataflow) -> Steps:
         if step.rule in (Rule.HASH, Rule.ADDED):
             step.after += last_switch
         writes_memory = node in written
-        if effects.is_random(node):
+        answer = acts.get(id(node.target))
+        if answer is None:
+            answer = acts[id(node.target)] = _acts(node)
+        may_be_random, is_impure = answer
+        if may_be_random and effects.is_random(node):
             step.after += last_random
             last_random = (place,)
             acting.append(place)
-        elif (writes_memory or _is_impure(node, impure)) and not (comms.is_collective(node) or comms.is_wait(node)):
+        elif (writes_memory or is_impure) and not (comms.is_collective(node) or comms.is_wait(node)):
             last_switch = last_switch if writes_memory else (place,)
             acting.append(place)
         steps.append(step)
     return Steps(steps, acting)
 
 
-def _is_impure(node: fx.Node, known: dict[object, bool]) -> bool:
-    """Asked once for each function: it looks at nothing else."""
-    if node.op != "call_function":
-        return False
-    if (answer := known.get(node.target)) is None:
-        answer = known[node.target] = node.is_impure()
-    return answer
+def _acts(node: fx.Node) -> tuple[bool, bool]:
+    """Whether what `node` calls may draw random numbers, and is impure."""
+    return effects.may_be_random(node), node.op == "call_function" and node.is_impure()
+
+
+def _like(value: object) -> str:
+    """A tensor without its data; anything else as it prints."""
+    if not isinstance(value, torch.Tensor):
+        return str(value)
+    return f"{tuple(value.shape)} {value.dtype} {value.device} {value.layout}"
 
 
 def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
@@ -95,9 +105,10 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
             return step
     if name in ops.SIZES and ops.tensor(node) is None:
         return Step(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
-    step = _of_parts(node, name, place_of) if name in ("cat", "getitem") else _addend(node, name, place_of)
-    if step is not None:
-        return step
+    if name in PARTS or name in ADDS:
+        step = _of_parts(node, name, place_of) if name in PARTS else _addend(node, name, place_of)
+        if step is not None:
+            return step
     linear = ops.may_be_linear(name) or ("::" in name and comms.is_linear_collective(node))
     factor = _factor(node, name) if linear else None
     if factor is not None:
@@ -105,7 +116,7 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     constants = [number_of(name)]
     inputs: list[int] = []
     if name in ops.LIKE:
-        constants.append(number_of(str(ops.fake(node))))
+        constants.append(number_of(_like(ops.fake(node))))
     _scan(node.args[1:] if name in ops.LIKE else node.args, place_of, inputs, constants)
     if node.kwargs:
         _scan(node.kwargs, place_of, inputs, constants)
@@ -118,7 +129,7 @@ def _accumulates(node: fx.Node, name: str) -> bool:
         return _given(node, 4, "reduce", None) == "sum" and _given(node, 5, "include_self", True) is True
     if name == "index_put":
         return _given(node, 3, "accumulate", False) is True
-    return name in ("index_add", "scatter_add", "put_sum")
+    return name in ADDS and name != "added_alone"
 
 
 def _given(node: fx.Node, place: int, name: str, default: object) -> object:
@@ -205,10 +216,12 @@ def _factor(node: fx.Node, name: str) -> int | None:
         return None
     if name in ops.CAST_OPS:
         return _cast_factor(value, result)
-    if name in SAME_VALUES or comms.is_wait(node) or ops.is_inactive_dropout(node):
+    if name in SAME_VALUES:
         return 1
     if name == "neg":
         return -1
+    if name not in ops.SHAPE_OPS and (comms.is_wait(node) or ops.is_inactive_dropout(node)):
+        return 1
     return _shape_factor(node, name, value, result)
 
 

@@ -18,8 +18,9 @@ from farskip_compile.passes.graph import comms, effects
 def erase_dead(graph: fx.Graph, used_before: Set[fx.Node]) -> None:
     """Erase nodes that had users before the edit and have none now: also collectives, on every rank alike."""
     for node in reversed(list(graph.nodes)):
-        communicates = comms.is_collective(node) or comms.is_wait(node)
-        if not node.users and node in used_before and (communicates or effects.is_pure(node)):
+        if node.users or node not in used_before:
+            continue
+        if comms.is_collective(node) or comms.is_wait(node) or effects.is_pure(node):
             graph.erase_node(node)
 
 

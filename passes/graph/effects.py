@@ -33,9 +33,14 @@ def is_pure(node: fx.Node) -> bool:
     return not is_random(node)
 
 
+def may_be_random(node: fx.Node) -> bool:
+    """Whether calls of this function or method can draw from a generator, by the tag of its ATen operator."""
+    return _names_random(ops.op_name(node))
+
+
 def is_random(node: fx.Node) -> bool:
-    """Draws from a generator, by the tag of its ATen operator."""
-    return _names_random(ops.op_name(node)) and not ops.is_inactive_dropout(node) and not _drops_nothing(node)
+    """Draws from a generator."""
+    return may_be_random(node) and not ops.is_inactive_dropout(node) and not _drops_nothing(node)
 
 
 def _drops_nothing(node: fx.Node) -> bool:

@@ -25,7 +25,7 @@ from farskip_compile.passes.graph.walk import bodies
 def collectives_of(node: fx.Node) -> Iterator[str]:
     """The collectives that `node` launches, in order."""
     name = ops.op_name(node)
-    if comms.is_collective(node):
+    if "::" in name and comms.is_collective(node):
         yield name.split("::")[1]
     elif name.startswith("higher_order::"):
         found = bodies(node)

@@ -34,7 +34,8 @@ class _AxisMove:
 
 def move_axes(graph: fx.Graph) -> int:
     """Replace chunk and cat next to collectives; returns how many."""
-    found = [move for node in graph.nodes if ops.op_name(node) == "cat" and (move := _match(node)) is not None]
+    joins = ops.calls(graph, lambda node: ops.op_name(node) == "cat")
+    found = [move for node in joins if (move := _match(node)) is not None]
     for move in found:
         with graph.inserting_before(move.cat):
             split = _call(graph, move.source, "unflatten", move.cut, (move.chunks, -1))

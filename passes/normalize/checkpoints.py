@@ -37,7 +37,7 @@ def open_checkpoints(module: fx.GraphModule) -> int:
         UnsupportedPatternError: a region's results are used in a way that is not known.
     """
     opened = 0
-    while calls := [n for n in module.graph.nodes if ops.op_name(n) == "higher_order::tag_activation_checkpoint"]:
+    while calls := ops.calls(module.graph, lambda n: ops.op_name(n) == "higher_order::tag_activation_checkpoint"):
         for call in calls:
             opened += 1
             _open(module, call, region=opened)

@@ -44,6 +44,8 @@ JOINS = frozenset(["cat", "concat", "concatenate"])
 FILLS = frozenset(["index_put", "index_copy", "scatter"])
 """Operators that write rows into their first argument: linear in the rows where that one is zeros."""
 
+TAKES = TAKES_FIRST | JOINS | FILLS
+
 
 def row_maps_of_stream(flow: Dataflow, whole: Set[fx.Node], size: Mapping[fx.Node, int]) -> RowMaps:
     """Find the row maps that the residual stream of a graph goes through.
@@ -67,7 +69,7 @@ def row_maps_of_stream(flow: Dataflow, whole: Set[fx.Node], size: Mapping[fx.Nod
 def rows_taken(node: fx.Node, sums: Set[fx.Node]) -> fx.Node | None:
     """Return the only one of `sums` whose rows `node` takes; None if it is no row map of one of them."""
     name = ops.op_name(node)
-    if not (name in TAKES_FIRST or name in JOINS or name in FILLS) or not node.args or not ops.is_floating(node):
+    if name not in TAKES or not node.args or not ops.is_floating(node):
         return None
     if name in TAKES_FIRST:
         rows = node.args[0]
@@ -89,11 +91,11 @@ def _candidates(flow: Dataflow, size: Mapping[fx.Node, int]) -> RowMaps:
     sums = {node for node in flow.nodes if size[node]}
     found = {}
     for node in flow.nodes:
-        rows = rows_taken(node, sums)
-        if rows is not None:
+        name = ops.op_name(node)
+        if name in TAKES and (rows := rows_taken(node, sums)) is not None:
             found[node] = rows
             sums.add(node)
-        elif ops.op_name(node) in ops.SHAPE_OPS and node.args[0] in found:  # a view of rows whose rows may be taken
+        elif name in ops.SHAPE_OPS and node.args[0] in found:  # a view of rows whose rows may be taken
             sums.add(node)
     return found
 

@@ -25,6 +25,7 @@ from farskip_compile.passes.normalize.accumulations import addends
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
 from farskip_compile.passes.residual.carried import carried
 
+SKIP_AN_INPUT = ops.LIKE | {"view_as", "added_alone"}
 Summands = dict[fx.Node, tuple[fx.Node, ...]]
 Uses = dict[fx.Node, tuple[fx.Node, ...]]
 
@@ -59,20 +60,23 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
     for node in nodes:
         inputs = tuple(node.all_input_nodes)
         name = ops.op_name(node)
-        if name == "view_as":
-            inputs = inputs[:1]
-        elif name in ops.LIKE:
-            inputs = ()  # it reads a shape
-        elif name == "added_alone":
-            inputs = tuple(arg for arg in inputs if arg is not node.args[0])
+        if name in SKIP_AN_INPUT:
+            inputs = _data_of(node, name, inputs)
         is_state = node.op == "get_attr" or (node.op == "placeholder" and is_module_state(node))
-        is_image = bool(inputs) and all(arg in constant for arg in inputs) and not effects.is_random(node)
+        is_image = bool(inputs) and constant.issuperset(inputs) and not effects.is_random(node)
         # a buffer that was written to, such as a cache, holds what was written
         if (is_state or is_image) and node not in after:
             constant.add(node)
         uses[node] = inputs + after[node] if node in after else inputs
     order = {node: index for index, node in enumerate(nodes)}
     return Dataflow(nodes, order, after, uses, frozenset(constant), addends(graph))
+
+
+def _data_of(node: fx.Node, name: str, inputs: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
+    """The inputs whose data are read, not only their shapes; of a mark all but the base."""
+    if name == "view_as":
+        return inputs[:1]
+    return () if name in ops.LIKE else tuple(arg for arg in inputs if arg is not node.args[0])
 
 
 def summands_of(

@@ -93,7 +93,7 @@ class _Edit:
         own = [node for index in row.terms for node in self.reading.regions[index].owned]
         visited = [node for node, rows in self.visitors.items() if row.name in rows]
         for node in sorted({*own, *visited}, key=lambda n: self.reading.stream.order[n]):
-            if any(arg in replacement for arg in node.all_input_nodes):
+            if not replacement.keys().isdisjoint(node.all_input_nodes):
                 self._redirect(row, node, replacement)
 
     def _new_values(self, row: SubBlock) -> dict[fx.Node, fx.Node]:

@@ -74,10 +74,13 @@ def _is_held(node: fx.Node) -> bool:
 
 def begins_rows(node: fx.Node) -> bool:
     """Whether rows begin here: an activation that is an input of the call, or picked from a table by one."""
+    is_input = node.op == "placeholder"
+    if not (is_input or ops.op_name(node) in ops.INDEX_OPS):
+        return False
     value = ops.tensor(node)
     if value is None or not value.is_floating_point() or value.dim() < 2:
         return False
-    if node.op == "placeholder":
+    if is_input:
         return not is_module_state(node)
     tables = [arg for arg in node.all_input_nodes if _is_weight(arg)]
-    return ops.op_name(node) in ops.INDEX_OPS and bool(tables) and len(node.all_input_nodes) > len(tables)
+    return bool(tables) and len(node.all_input_nodes) > len(tables)

@@ -88,8 +88,10 @@ def _settled(node: fx.Node, found: Rows) -> Rows:
     """Integers and booleans are decisions, whatever they were made of."""
     if found.state is State.DECISION:
         return found if _is_member(node) else decision_of(found)
+    if found.state is State.FREE:
+        return found
     value = ops.tensor(node)
-    return found if value is None or is_data(value) or found.state is State.FREE else decision_of(found)
+    return found if value is None or is_data(value) else decision_of(found)
 
 
 def _is_member(node: fx.Node) -> bool:
@@ -103,7 +105,8 @@ def _is_tuple(arg: object) -> bool:
 
 def _by_rule(node: fx.Node, given: Given) -> Rows:
     """What the rule of an operator says, and the numbers among its arguments."""
-    rule = pointwise if comms.is_wait(node) else _rule_of(ops.op_name(node))
+    name = ops.op_name(node)
+    rule = pointwise if "::" in name and comms.is_wait(node) else _rule_of(name)
     numbers = [arg for arg in node.all_input_nodes if _is_one_number(arg)]
     number = worst([FREE, *map(given, numbers)]) if numbers else FREE
     found = unknown(node, given) if number.state > State.DECISION else rule(node, given)
