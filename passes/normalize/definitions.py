@@ -19,8 +19,7 @@ from torch import fx
 from farskip_compile.passes.graph import effects, user_calls
 
 DEFINED = "farskip_defined"
-"""In the meta of a write, or of the value that has replaced one: the memories whose later readers all read marks of the
-write, or that value."""
+"""In the meta of a write: the memories whose later readers all read marks."""
 
 OF_THE_WRITE = (user_calls.WRITTEN, "stack_trace")
 """Entries of the meta of a mark that say where the user wrote to the buffer."""

@@ -18,7 +18,6 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import fresh_like
-from farskip_compile.passes.normalize.definitions import DEFINED
 
 ROWS = "farskip_rows"
 """In the meta of a `put_sum`: the fake value of the sum that it puts."""
@@ -111,8 +110,7 @@ def part_put_of_sum(graph: fx.Graph, put: fx.Node) -> None:
         total = graph.call_function(operator.sub if form == FORMS[2] else operator.add, operands)
     rows = put.meta.pop(ROWS, None)
     rows = ops.tensor(added) if rows is None and isinstance(added, fx.Node) else rows
-    about_memory = ("example_value", "farskip_storage", DEFINED)
     for node in (picked, total):
-        node.meta = {key: value for key, value in put.meta.items() if key not in about_memory}
+        node.meta = {key: value for key, value in put.meta.items() if key not in ("example_value", "farskip_storage")}
         node.meta |= {} if rows is None else {"example_value": fresh_like(rows)}
     put.target, put.args = put_function(indices), (base, indices, total)  # type: ignore[arg-type]

@@ -75,24 +75,23 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """For each reader of memory that was written in place, the last write before it.
 
     These are the dependences that the edges of the graph do not show: of cache reads on cache writes, and on the writes
-    that `assign_once` had to leave.
+    that `assign_once` had to leave. A value that was made after the write, such as a view, shows it by itself.
     """
     written = effects.writers(graph.nodes)
-    last_write: dict[int, fx.Node] = {}
+    last_write: dict[int | None, fx.Node] = {}
     edges: dict[fx.Node, tuple[fx.Node, ...]] = {}
     if not written:
         return edges
+    order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        memories = dict.fromkeys(effects.storage(arg) for arg in node.all_input_nodes) if last_write else {}
-        writes = [last_write[m] for m in memories if m is not None and m in last_write]
+        pairs = [(last_write.get(effects.storage(arg)), arg) for arg in node.all_input_nodes] if last_write else []
+        writes = [write for write, arg in pairs if write is not None and order[write] > order[arg]]
         if writes:
-            edges[node] = tuple(writes)
+            edges[node] = tuple(dict.fromkeys(writes))
         for base in written.get(node, ()):
             memory = effects.storage(base)
-            if memory is not None:
+            if memory is not None and memory not in node.meta.get(DEFINED, ()):
                 last_write[memory] = node
-        for memory in node.meta.get(DEFINED, ()):
-            last_write.pop(memory, None)
     return edges
 
 
@@ -118,8 +117,7 @@ def _replace_write(
         new = _cast(graph, functional(graph), value.dtype)
         # the new name stands for the old memory: the next write to it must find its views, and readers the write
         fresh = fresh_like(value)
-        memory = effects.storage(base)
-        new.meta |= {"example_value": fresh, "farskip_storage": memory, DEFINED: (memory,)}
+        new.meta |= {"example_value": fresh, "farskip_storage": effects.storage(base)}
     _views_anew(graph, new, fresh, others, names)
     names.update(dict.fromkeys([base, write, *same], new))
     return True

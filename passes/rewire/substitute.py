@@ -18,7 +18,6 @@ from torch import fx
 
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import fresh_like
-from farskip_compile.passes.normalize.definitions import DEFINED
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
 
@@ -75,8 +74,7 @@ class Substitution:
             new: fx.Node = create(*arguments)  # type: ignore[operator]
         self._last[like] = new
         new.meta = dict(like.meta)
-        for about_memory in ("farskip_storage", DEFINED):
-            new.meta.pop(about_memory, None)
+        new.meta.pop("farskip_storage", None)
         value = ops.tensor(like)
         if value is not None:
             new.meta["example_value"] = fresh_like(value)

@@ -248,12 +248,13 @@ WRITTEN_FIRST: dict[str, Callable[[Tensor], Tensor]] = {
     "a view, then rows of its own": lambda h: (
         h.unbind(1)[1].mul_(0.5) is h or h.index_copy_(1, torch.tensor([2]), 2 * h[:, 2:3])
     ),
+    "a sequence, then fewer rows": lambda h: h[0].mul_(0.5) is h or h.narrow(1, 1, 3),
 }
 
 
 @pytest.mark.parametrize("how", WRITTEN_FIRST)
-def test_an_embedding_that_is_written_to_twice(how: str) -> None:
-    """Of two writes to one memory the second one has a value of its own: what reads that reads no memory."""
+def test_an_embedding_that_is_written_to_first(how: str) -> None:
+    """What was made after the last write, as another value or as a view, shows that it was: what reads it need not."""
 
     class First(Stepping):
         def __init__(self) -> None:

@@ -127,8 +127,9 @@ FAULTS: list[Fault] = [
     in_pass(
         "rewire: writes without readers erased",
         dead.erase_dead,
-        "if not node.users and node in used_before and (communicates or effects.is_pure(node))",
-        'if not node.users and node.op.startswith("call")',
+        "if node.users or node not in used_before:\n            continue\n        if comms.is_collective(node) or "
+        "comms.is_wait(node) or effects.is_pure(node):",
+        'if not node.users and node.op.startswith("call"):',
         DECODING,
     ),
     in_pass(

@@ -244,7 +244,8 @@ class Account:
             return View(memory, memory.root, self.numbering.shape(fake), fake, through)
         source = views[shares.operand]
         lens = source.lens if shares.is_all else narrow(source.lens, step, self.numbers, fake if known else None)
-        return View(source.memory, lens, self.numbering.shape(fake), fake, through, source.seen)
+        # the step that made it comes after the last write, by an edge or as was checked: so does what reads the view
+        return View(source.memory, lens, self.numbering.shape(fake), fake, through, source.memory.last_write)
 
     def _check_order(self, views: Sequence[View], node: Any) -> None:
         """Note the first node that reads what was written, and does not depend on the write for anybody to see."""
