@@ -36,6 +36,10 @@ class RankError(AssertionError):
     """A rank raised; the message holds the traceback of every rank that did."""
 
 
+GRACE_SECONDS = 15.0
+"""Between the timeout of the group, at which ranks raise errors of their own, and the end of all ranks."""
+
+
 def run_ranks(
     fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0, fresh: bool = False
 ) -> list[Any]:
@@ -45,7 +49,7 @@ def run_ranks(
         fn: a function at the top level of a module (the ranks import it by name).
         world_size: number of processes.
         *args: passed on; they and the results must be picklable.
-        timeout: seconds after which all ranks are ended and `TimeoutError` is raised.
+        timeout: of the process group, in seconds; a little later all ranks are ended and `TimeoutError` is raised.
         fresh: start interpreters anew, each with a hash seed of its own and with this process's environment as it is
             now, instead of forking a server that this process starts once.
     """
@@ -59,7 +63,7 @@ def run_ranks(
             join=False,
             start_method=method,
         )
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout + GRACE_SECONDS
         try:
             while not context.join(timeout=1.0):
                 if time.monotonic() > deadline:

@@ -5,7 +5,7 @@ In:    a `Pair`: for each compile, what each rank asks for; the model is the sam
 Out:   counts by verdict; or the first demand that is not met, as `Broken`.
 
 Demands: where both ask for the same, both have the bits of the form by hand; else both raise, whatever was compiled
-before, and however often.
+before, and however often. A rank that does not change its options may be in a collective: then the other one raises.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from tests.fuzz.streams.blocks import MLP, Experts
 from tests.fuzz.streams.by_hand import compute
 from tests.fuzz.streams.source import token_ids
 
-SECONDS = 60.0
-"""After which ranks that wait for each other are a failure."""
+SECONDS = 20.0
+"""The timeout of the process group: for so long a rank waits that changes an option alone."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,15 @@ def _session(rank: int, world_size: int, example: Pair) -> list[str]:
         try:
             with torch.no_grad():
                 output = compiled(token_ids())
+                expected = compute(DESCRIPTION, model, token_ids(), both[rank])
         except FarSkipError as error:
             found.append(type(error).__name__)
             break
-        with torch.no_grad():
-            expected = compute(DESCRIPTION, model, token_ids(), both[rank])
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("gloo", "timeout", "closed")):
+                raise
+            found.append("in a collective")
+            break
         found.append("right" if torch.equal(output, expected) else "wrong")
     return found
 
@@ -96,8 +100,9 @@ def check_pair(example: Pair) -> Counter[str]:
         return Counter({f"PyTorch's errors: {str(error).splitlines()[-1][:60]}": 1})
     unlike = next((number for number, (one, other) in enumerate(example.asked) if one != other), None)
     alike = len(example.asked) if unlike is None else unlike
+    demand(any(verdicts[-1] != "in a collective" for verdicts in ranks), f"neither says why it waits: {ranks}")
     for verdicts in ranks:
         demand(verdicts[:alike] == ["right"] * alike, f"compiles with the same options: {ranks}")
         if unlike is not None:
             demand(verdicts[unlike] not in ("right", "wrong"), f"unlike options in compile {unlike}, no error: {ranks}")
-    return Counter({"accepted": 1, f"refused {ranks[0][-1]}": int(unlike is not None)})
+    return Counter({"accepted": 1, f"refused {min(verdicts[-1] for verdicts in ranks)}": int(unlike is not None)})

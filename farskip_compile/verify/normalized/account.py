@@ -81,7 +81,8 @@ class Account:
         *,
         keep: bool = False,
     ) -> None:
-        self.numbers, self.sharing, self.after, self.keep = numbers, sharing, after, keep
+        self.numbers, self.sharing, self.keep = numbers, sharing, keep
+        self.after = dict(after) if after is not None else None
         self.ledger = Ledger()
         self.numbering = Numbering(numbers, autocast)
         self.draws = 0
@@ -163,6 +164,8 @@ class Account:
             return replace(given, seen=record.args[1]) if name == "after_write" else given
         if name == "put_sum":
             for step in written_out(record):
+                if self.after is not None:
+                    self.after.setdefault(step.node, self.after.get(node, ()))
                 values[step.node] = self._compute(step.node, step, values, own)
             return values[node]
         taken = _taken(record, values) if name == "getitem" else None
