@@ -47,8 +47,9 @@ def graph_parameters(reading: Reading) -> GraphParameters:
     names: dict[fx.Node, str] = {}
     shapes: dict[str, GraphShape] = {}
     for node in stream.order:
-        name = parameter_name(node) if node.op == "placeholder" else None
-        value = ops.tensor(node)
+        if node.op != "placeholder":
+            continue
+        name, value = parameter_name(node), ops.tensor(node)
         if name is not None and value is not None:
             names[node] = sys.intern(name)  # reports of many compiles hold the same names
             shapes[names[node]] = tuple(size if isinstance(size, int) else None for size in value.shape)

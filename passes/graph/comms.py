@@ -138,4 +138,4 @@ def is_linear_collective(node: fx.Node) -> bool:
 
 def is_redistribution(node: fx.Node) -> bool:
     """A change of a DTensor's placements: a collective, but one that is seen only after differentiation."""
-    return ops.op_name(node).endswith("redistribute") or ops.op_name(node) == "full_tensor"
+    return ops.op_name(node).endswith(("redistribute", "full_tensor"))

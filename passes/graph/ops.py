@@ -226,9 +226,9 @@ def _names_scan(name: str) -> bool:
 def is_selection(node: fx.Node) -> bool:
     """Return whether `node` picks indices by value: the decision of a router (also of a sparse attention's indexer, or
     inside what was declared as routed). Of an extreme (`torch.max(p, -1)`) that is the second member of the result."""
-    if declared(node) == "routed" or _is_index_of_extreme(node):
-        return True
     name = op_name(node)
+    if declared(node) == "routed" or (name == "getitem" and _is_index_of_extreme(node)):
+        return True
     if not name.startswith("higher_order::"):
         return name in SELECTION_OPS
     return any(op_name(inner) in SELECTION_OPS or _is_index_of_extreme(inner) for inner in _nodes_inside(node))

@@ -38,7 +38,8 @@ def note_written(graph: fx.Graph) -> None:
 
 def _spelled(node: fx.Node) -> str:
     name = ops.op_name(node)
-    return SPELLED.get(name, name) if getattr(node.target, "__module__", "") == "_operator" else name
+    spelled = SPELLED.get(name)
+    return spelled if spelled is not None and getattr(node.target, "__module__", "") == "_operator" else name
 
 
 def name_written(node: fx.Node) -> str:

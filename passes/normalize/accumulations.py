@@ -44,7 +44,7 @@ def mark_accumulations(graph: fx.Graph) -> int:
     for node in list(graph.nodes):
         name = ops.op_name(node)
         base = node.args[0] if node.args else None
-        if ops.is_zeros(node) or (name in ops.SHAPE_OPS and base in empty):
+        if (name in ops.ZEROS and ops.is_zeros(node)) or (base in empty and name in ops.SHAPE_OPS):
             empty.add(node)
         if name == "index_put" and (found := put_of_sum(node)) is not None:
             if base in empty:

@@ -63,12 +63,12 @@ def _takes_it_first(target: object, key: str) -> bool:
 def _write_binary(node: fx.Node) -> bool:
     """Give both operands of a sum or product by position, and write `rsub` as `sub`; return whether that was done."""
     name = ops.op_name(node)
-    if name not in BINARY or not ops.is_floating(node):
+    if name not in BINARY or not (node.kwargs or name == "rsub") or not ops.is_floating(node):
         return False
     if node.kwargs.get("alpha", 1) != 1 or any(key not in (*KEYWORDS, "alpha") for key in node.kwargs):
         return False
     operands = [*node.args, *(node.kwargs[key] for key in KEYWORDS if key in node.kwargs)]
-    if len(operands) != 2 or (not node.kwargs and name != "rsub"):
+    if len(operands) != 2:
         return False
     if name == "rsub":
         node.op, node.target = "call_function", operator.sub

@@ -63,9 +63,9 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
     def until_product(node: fx.Node) -> Sequence[fx.Node]:
         return () if node in products else sources[node]
 
-    scored = spread(calls, scores.__contains__, until_product)
+    scored = spread(calls, scores.__contains__, until_product) if scores else scores
     meets = {node for node in products if _activations(stream, node, weight) >= 2}
-    met = spread(calls, meets.__contains__, until_product)
+    met = spread(calls, meets.__contains__, until_product) if meets else meets
 
     def is_projection(node: fx.Node) -> bool:
         if node not in products or node in scored or node not in stream.depends:
@@ -77,7 +77,7 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
     def works(node: fx.Node) -> bool:
         if ops.is_attention(node) or ops.is_scan(node) or node in scores:
             return True
-        return is_projection(node) and not selected.isdisjoint(stream.inputs(node))
+        return node in products and is_projection(node) and not selected.isdisjoint(stream.inputs(node))
 
     return Facts(stream, weight, selected, scored, met, projected, spread(calls, works, sources.__getitem__))
 

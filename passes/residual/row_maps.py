@@ -69,7 +69,7 @@ def row_maps_of_stream(flow: Dataflow, whole: Set[fx.Node], size: Mapping[fx.Nod
 def rows_taken(node: fx.Node, sums: Set[fx.Node]) -> fx.Node | None:
     """Return the only one of `sums` whose rows `node` takes; None if it is no row map of one of them."""
     name = ops.op_name(node)
-    if name not in TAKES or not node.args or not ops.is_floating(node):
+    if name not in TAKES or not node.args:
         return None
     if name in TAKES_FIRST:
         rows = node.args[0]
@@ -78,7 +78,8 @@ def rows_taken(node: fx.Node, sums: Set[fx.Node]) -> fx.Node | None:
         rows = parts[0] if len(parts) == 1 and list(node.args[0]).count(parts[0]) == 1 else None  # type: ignore[arg-type]
     else:
         rows = node.args[-1] if len(node.args) > 2 and ops.is_zeros(node.args[0]) else None
-    return rows if isinstance(rows, fx.Node) and rows in sums and ops.is_floating(rows) else None
+    is_one_of_them = isinstance(rows, fx.Node) and rows in sums
+    return rows if is_one_of_them and ops.is_floating(rows) and ops.is_floating(node) else None  # type: ignore[arg-type]
 
 
 def step_of(node: fx.Node, rows: fx.Node) -> tuple[str, str]:

@@ -268,9 +268,13 @@ def is_choice(node: fx.Node) -> bool:
 
 def depends_on(flow: Dataflow, sources: Iterable[fx.Node], span: Iterable[fx.Node] | None = None) -> set[fx.Node]:
     """Nodes (of `span`, in graph order) that depend on any of `sources` (members only if they depend on another)."""
-    begin, uses = frozenset(sources), flow.uses
-    nodes = flow.nodes if span is None else span
-    return spread(nodes, lambda node: not begin.isdisjoint(uses[node]), uses.__getitem__)
+    reached, uses = set(sources), flow.uses
+    found: set[fx.Node] = set()
+    for node in flow.nodes if span is None else span:
+        if not reached.isdisjoint(uses[node]):
+            found.add(node)
+            reached.add(node)
+    return found
 
 
 def choose_base(flow: Dataflow, tree: SumTree, depends: Set[fx.Node]) -> fx.Node | None:

@@ -16,6 +16,7 @@ and one forward from the finished stream, along operators that neither norm nor 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import dropwhile
 
 from torch import fx
 
@@ -91,7 +92,7 @@ def open_end(graph: fx.Graph, finished: Iterable[fx.Node]) -> fx.Node | None:
     """
     raw, statistics = set(finished), set[fx.Node]()
     given = {effects.storage(node) for node in graph.nodes if is_state(node) or node.op == "placeholder"}
-    for node in graph.nodes:
+    for node in dropwhile(lambda node: node not in raw and node.op != "output", graph.nodes):
         inputs = node.all_input_nodes
         if node.op == "output":
             if declared_end(node) == "final":

@@ -69,7 +69,7 @@ def _is_held(node: fx.Node) -> bool:
     """A floating parameter or buffer, or something made of some alone."""
     if not ops.is_floating(node):
         return False
-    return all(map(is_state, (one for one in walk_back([node]) if not one.all_input_nodes)))
+    return is_state(node) or all(map(is_state, (one for one in walk_back([node]) if not one.all_input_nodes)))
 
 
 def begins_rows(node: fx.Node) -> bool:

@@ -71,7 +71,7 @@ def _ledgers(
 
 
 def _is_mark(node: fx.Node) -> bool:
-    return ops.op_name(node) == "added_alone" and not node.users
+    return not node.users and ops.op_name(node) == "added_alone"
 
 
 def _writes(graph: fx.Graph) -> bool:

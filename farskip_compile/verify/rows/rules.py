@@ -42,7 +42,7 @@ def apply(node: fx.Node, given: Given) -> Rows:
 
 def _undeclared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
     """Return the facts about the value of `node` that the rule of its operator gives."""
-    state = worst(args).state
+    state = max(one.state for one in args)
     if ops.op_name(node) == "after_write":
         # the buffer, which `read_rows` gives as what was written to it: integers may be data
         return views.same(node, given)
