@@ -78,8 +78,9 @@ def rows_taken(node: fx.Node, sums: Set[fx.Node]) -> fx.Node | None:
         rows = parts[0] if len(parts) == 1 and list(node.args[0]).count(parts[0]) == 1 else None  # type: ignore[arg-type]
     else:
         rows = node.args[-1] if len(node.args) > 2 and ops.is_zeros(node.args[0]) else None
-    is_one_of_them = isinstance(rows, fx.Node) and rows in sums
-    return rows if is_one_of_them and ops.is_floating(rows) and ops.is_floating(node) else None  # type: ignore[arg-type]
+    if not isinstance(rows, fx.Node) or rows not in sums:
+        return None
+    return rows if ops.is_floating(rows) and ops.is_floating(node) else None
 
 
 def step_of(node: fx.Node, rows: fx.Node) -> tuple[str, str]:

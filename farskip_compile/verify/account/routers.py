@@ -49,7 +49,7 @@ def find_experts(graph: fx.Graph, outside: Sequence[fx.Node], values: Collection
 
 
 def _rows_anew(graph: fx.Graph, values: Collection[fx.Node], chosen: Set[fx.Node]) -> Mapping[fx.Node, Rows]:
-    """Return the rows of all nodes, which begin at `values`, at inputs, and at products whose rows are lost.
+    """Return the rows of all nodes, which begin at `values`, at inputs, and at products and sums whose rows are lost.
 
     What was `chosen` by a decision is no input, although it may be picked from a table, too.
     """
@@ -62,6 +62,12 @@ def _rows_anew(graph: fx.Graph, values: Collection[fx.Node], chosen: Set[fx.Node
             decided = any(ops.is_floating(arg) and _is_chosen(known.get(arg)) for arg in node.all_input_nodes)
             if decided or has_weights(node):
                 found = begin([node]).get(node, found)._replace(decided=decided)
+        elif (
+            found.state is State.MIXED
+            and ops.is_sum(node)
+            and not any(known[arg].decided for arg in node.all_input_nodes)
+        ):
+            found = begin([node])[node]
         known[node] = found
         return found
 
