@@ -162,6 +162,24 @@ def test_two_stacks_with_experts_are_refused_whatever_their_lengths(encoder: int
     assert isinstance(error, UnsupportedPatternError | NotASumError)
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_stack_that_begins_with_the_mean_of_another_one_is_refused(layers: int) -> None:
+    """Of two stacks of one length the first may be read. The rows of the other one are mixed from its beginning."""
+
+    class Pooled(TwoStacks):
+        def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            memory = self.encoder.embed(source)
+            for number in range(2):
+                memory = self.encoder.layer(number, memory)
+            h = self.decoder.embed(target) + self.encoder.norms[-1](memory).mean(1, keepdim=True)
+            for number in range(layers):
+                h = self.decoder.layer(number, h)
+            return self.decoder.head(h)
+
+    error = refusal_of(Pooled(2, layers), inputs(), inputs()[:, :4])
+    assert isinstance(error, UnsupportedPatternError | NotASumError)
+
+
 def test_a_dense_tower_is_left_as_it_is_and_named() -> None:
     report = report_of(TwoStacks(2, 3, dense_encoder=True), inputs(), inputs()[:, :4])
     assert report.outcome is Outcome.REWIRED
