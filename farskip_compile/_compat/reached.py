@@ -92,6 +92,9 @@ def watch_compiles(
             taken_out(wrapper, None)
         return innermost(fn)
 
+    watchers: tuple[Any, ...] = (compile_watched, disable_watched, innermost_watched, _wrapper_of)
+    for watched in watchers:  # a program may call these while it is compiled
+        skip_code(watched.__code__)
     OptimizeContext.__call__ = compile_watched  # type: ignore[method-assign]
     DisableContext.__call__ = disable_watched  # type: ignore[method-assign]
     vars(decorators)["innermost_fn"] = innermost_watched

@@ -126,6 +126,15 @@ def attach(module: nn.Module, guard: Guard) -> None:
     vars(module)["forward"] = MethodType(own, module)
 
 
+def source_behind(module: nn.Module | None, source: str) -> str:
+    """Return `file:line` of the forward that the guard of `module` calls, if `source` is in this file; else `source`."""
+    if module is None or GUARD not in vars(module) or source.rpartition(":")[0] != __file__:
+        return source
+    plain: Any = getattr(vars(module)["forward"], MARK, None) or type(module).forward
+    code = inspect.unwrap(plain).__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
 def _guarded_given(given: Callable[..., Any], module: nn.Module) -> Any:
     """Guards the forward that one module was given."""
     own = _guarded.__wrapped__(_unbound(given, module))

@@ -15,6 +15,7 @@ import warnings
 from farskip_compile._compat.limit import GivenUp, before_dynamo_gives_up
 from farskip_compile.errors import FarSkipWarning, PartialModelError, Where
 from farskip_compile.guard.compilers import is_ours, is_strict
+from farskip_compile.guard.forward import source_behind
 from farskip_compile.report.process_file import note_failure
 from farskip_compile.verify.graph_break_hints import known_break
 
@@ -40,7 +41,7 @@ def _refuse(found: GivenUp) -> None:
         f"Dynamo has compiled {found.name!r} as often as it may ({found.limit} = {found.versions}), and {then}"
         + (f"; the last version did not fit: {why}" if why else ""),
         way_out=WAY_OUT.format(limit=found.limit),
-        where=Where(source=found.source),
+        where=Where(source=source_behind(found.module, found.source)),
     )
     strict = found.is_error or is_strict(found.compiler)
     note_failure("error" if strict else "stopped", error, found.module)

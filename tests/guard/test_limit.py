@@ -50,6 +50,7 @@ def test_each_further_version_is_an_error(compiled: Any, one_version: None) -> N
         assert "torch.compiler.reset()" in caught.value.way_out
         assert caught.value.where.source is not None
         assert ".py:" in caught.value.where.source
+        assert "farskip_compile" not in caught.value.where.source, "the model's own code, not a guard around it"
     assert torch.equal(model(IDS).logits, expected), "versions of before go on"
     with dynamo_config.patch(recompile_limit=2):
         model(LONGER)

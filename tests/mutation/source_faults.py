@@ -179,7 +179,7 @@ FAULTS = (
     ),
     SourceFault(
         "passes/residual/facts.py",
-        "return is_projection(node) and not selected.isdisjoint(stream.inputs(node))",
+        "return node in products and is_projection(node) and not selected.isdisjoint(stream.inputs(node))",
         "return False",
         "tests/handwritten",
     ),
