@@ -127,7 +127,7 @@ def attach(module: nn.Module, guard: Guard) -> None:
 
 
 def source_behind(module: nn.Module | None, source: str) -> str:
-    """Return `file:line` of the forward that the guard of `module` calls, if `source` is in this file; else `source`."""
+    """Return `file:line` of the forward that the guard of `module` calls if `source` is here, and else `source`."""
     if module is None or GUARD not in vars(module) or source.rpartition(":")[0] != __file__:
         return source
     plain: Any = getattr(vars(module)["forward"], MARK, None) or type(module).forward
