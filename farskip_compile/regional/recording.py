@@ -3,7 +3,8 @@
 
 Contract: hooks inside of a layer ask a context variable whether to record, which Dynamo can't trace. transformers keeps
 a plain copy for models that are compiled as a whole; `let_layers_record` makes it keep one for layers that are compiled
-by themselves, too. Like that copy, it is not kept apart for threads. Checked by running with transformers 5.24.
+by themselves, too, however many models ask. Like that copy, it is not kept apart for threads. Checked by running with
+transformers 5.24.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 
 MODULE = "transformers.utils.output_capturing"
 COLLECTOR = "_active_collector"
+USERS = "farskip_users"
+"""Attribute of the collector: how many models let their layers record."""
 
 
 def let_layers_record() -> Callable[[], None]:
@@ -23,9 +26,20 @@ def let_layers_record() -> Callable[[], None]:
     collector = getattr(sys.modules.get(MODULE), COLLECTOR, None)
     if collector is None or not hasattr(collector, "context_var"):  # not loaded, or recorded in another way
         return lambda: None
-    plain = type(collector)
+    if not getattr(collector, USERS, 0):
+        collector.__class__ = _mirrored(type(collector))
+    setattr(collector, USERS, getattr(collector, USERS, 0) + 1)
 
-    class Mirrored(plain):  # type: ignore[misc, valid-type]
+    def undo() -> None:
+        setattr(collector, USERS, getattr(collector, USERS) - 1)
+        if not getattr(collector, USERS):
+            collector.__class__ = type(collector).__base__
+
+    return undo
+
+
+def _mirrored(plain: Any) -> Any:
+    class Mirrored(plain):  # type: ignore[misc]
         """The same, with a copy that a compiled layer can read."""
 
         def get(self) -> Any:
@@ -41,10 +55,4 @@ def let_layers_record() -> Callable[[], None]:
             if not torch.compiler.is_compiling():  # a model that is compiled as a whole keeps its own copy
                 self.global_var = self.context_var.get()
 
-    collector.__class__ = Mirrored
-
-    def undo() -> None:
-        if type(collector) is Mirrored:
-            collector.__class__ = plain
-
-    return undo
+    return Mirrored

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
+from transformers.utils import output_capturing
+
 import farskip_compile
+from farskip_compile.regional.recording import USERS
 from farskip_compile.zoo.families import moe_families
 from farskip_compile.zoo.tiny import build_tiny
 
@@ -54,3 +57,16 @@ def test_the_table_is_that_of_the_whole_model(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in COMPILED if name in FAMILIES and name not in FEW])
 def test_all_other_families(name: str) -> None:
     check(name)
+
+
+def test_any_number_of_models_may_let_their_layers_record() -> None:
+    """A wrapper for each of them would end in a RecursionError, in the model that comes after some sixty others."""
+    collector = output_capturing._active_collector
+    earlier = getattr(collector, USERS, 0)
+    made = [farskip_compile.regional(build_tiny(FAMILIES["mixtral"]), "full", inner="eager") for _ in range(3)]
+    plain = output_capturing.CompileableContextVar
+    assert type(collector).__bases__ == (plain,)
+    for one, left in zip([made[1], made[0], made[0], made[2]], [2, 1, 1, 0], strict=True):
+        one.undo()
+        assert getattr(collector, USERS) == earlier + left
+    assert (type(collector) is plain) == (earlier == 0)
