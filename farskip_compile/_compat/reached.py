@@ -6,8 +6,8 @@ torch 2.13.0 only.
 
 `torch.compile(module)` returns an `OptimizedModule` whose unknown attributes are those of the module inside, and tells
 its backend nothing before the first call. Its class can't be exchanged for one of ours: Dynamo compares the type itself
-where one compiled module calls another. So two methods of the class are replaced, once, and the
-functions that take the module out of it: those by which `torch.compile` and `torch.compiler.disable` begin.
+where one compiled module calls another. So methods of the class are replaced, once, and the functions by which
+`torch.compile` and `torch.compiler.disable` begin, which take the module out of the wrapper.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def watch_compiles(
             is made of it calls the module in it, past the wrapper's own backend.
     """
     compile_, disable, innermost = OptimizeContext.__call__, DisableContext.__call__, eval_frame.innermost_fn
+    initialize = OptimizedModule._initialize
 
     @functools.wraps(compile_)
     def compile_watched(self: Any, fn: Any) -> Any:
@@ -74,10 +75,7 @@ def watch_compiles(
             watch(owner, compiler)
         if (wrapper := _wrapper_of(fn)) is not None:
             taken_out(wrapper, compiler)
-        made = compile_(self, fn)
-        if isinstance(made, OptimizedModule):
-            _wrappers[self] = weakref.ref(made)
-        return made
+        return compile_(self, fn)
 
     @functools.wraps(disable)
     def disable_watched(self: Any, fn: Any) -> Any:
@@ -92,16 +90,22 @@ def watch_compiles(
             taken_out(wrapper, None)
         return innermost(fn)
 
-    watchers: tuple[Any, ...] = (compile_watched, disable_watched, innermost_watched, _wrapper_of)
+    @functools.wraps(initialize)
+    def initialize_watched(self: Any) -> None:
+        initialize(self)
+        _wrappers[self.dynamo_ctx] = weakref.ref(self)
+
+    watchers: tuple[Any, ...] = (compile_watched, disable_watched, innermost_watched, initialize_watched, _wrapper_of)
     for watched in watchers:  # a program may call these while it is compiled
         skip_code(watched.__code__)
     OptimizeContext.__call__ = compile_watched  # type: ignore[method-assign]
     DisableContext.__call__ = disable_watched  # type: ignore[method-assign]
     vars(decorators)["innermost_fn"] = innermost_watched
+    OptimizedModule._initialize = initialize_watched  # type: ignore[method-assign]
 
 
-_wrappers: WeakKeyDictionary[OptimizeContext, weakref.ref[OptimizedModule]] = WeakKeyDictionary()
-"""For each compile of a module, what it returned. The forward of that knows the compile alone."""
+_wrappers: WeakKeyDictionary[Any, weakref.ref[OptimizedModule]] = WeakKeyDictionary()
+"""For each compile of a module, the wrapper: of the two, its forward knows the compile alone."""
 
 
 def _wrapper_of(fn: Any) -> OptimizedModule | None:

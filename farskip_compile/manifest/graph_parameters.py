@@ -67,7 +67,7 @@ def _held(stream: Stream) -> set[fx.Node]:
     """The tensors whose numbers are those of parameters and buffers alone."""
     held = set(stream.flow.constant)
     for node in stream.order:
-        if node in held or node in stream.depends or not node.op.startswith("call"):
+        if node in held or not node.op.startswith("call"):
             continue
         data = [arg for arg in stream.inputs(node) if ops.tensor(arg) is not None]
         if data and all(arg in held for arg in data):

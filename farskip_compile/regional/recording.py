@@ -39,7 +39,7 @@ def let_layers_record() -> Callable[[], None]:
 
 
 def _mirrored(plain: Any) -> Any:
-    class Mirrored(plain):  # type: ignore[misc]
+    class Mirrored(plain):
         """The same, with a copy that a compiled layer can read."""
 
         def get(self) -> Any:

@@ -44,6 +44,7 @@ KEEPS_ORDER = frozenset(["view", "reshape", "_unsafe_view"])
 first shape to the last."""
 ELEMENTWISE = frozenset({"add", "sub"} | ops.PRODUCTS)
 PARTS = frozenset(["cat", "getitem"])
+"""Operators that join the parts of a split, or take one."""
 ADDS = frozenset(["scatter_reduce", "index_put", "index_add", "scatter_add", "put_sum", "added_alone"])
 """Operators that may add something to their first argument."""
 _NODE, _OPEN, _CLOSE = 1, 2, 3
@@ -54,6 +55,7 @@ def read_steps(flow: Dataflow) -> Steps:
     steps: list[Step] = []
     acting: list[int] = []
     acts: dict[int, tuple[bool, bool]] = {}  # by identity of what is called: operators hash themselves in Python
+    nothing = False, False
     last_random: tuple[int, ...] = ()
     last_switch: tuple[int, ...] = ()
     place_of = flow.order
@@ -68,7 +70,7 @@ def read_steps(flow: Dataflow) -> Steps:
         if step.rule in (Rule.HASH, Rule.ADDED):
             step.after += last_switch
         writes_memory = node in written
-        answer = acts.get(id(node.target))
+        answer = acts.get(id(node.target)) if node.op in ("call_function", "call_method") else nothing
         if answer is None:
             answer = acts[id(node.target)] = _acts(node)
         may_be_random, is_impure = answer
@@ -84,7 +86,7 @@ def read_steps(flow: Dataflow) -> Steps:
 
 
 def _acts(node: fx.Node) -> tuple[bool, bool]:
-    """Whether what `node` calls may draw random numbers, and is impure."""
+    """Return whether what `node` calls may draw random numbers, and whether it is impure."""
     return effects.may_be_random(node), node.op == "call_function" and node.is_impure()
 
 

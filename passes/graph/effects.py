@@ -34,12 +34,12 @@ def is_pure(node: fx.Node) -> bool:
 
 
 def may_be_random(node: fx.Node) -> bool:
-    """Whether calls of this function or method can draw from a generator, by the tag of its ATen operator."""
+    """Return whether a function or method can draw from a generator, by the tag of its ATen operator."""
     return _names_random(ops.op_name(node))
 
 
 def is_random(node: fx.Node) -> bool:
-    """Draws from a generator."""
+    """Return whether this call draws from a generator."""
     return may_be_random(node) and not ops.is_inactive_dropout(node) and not _drops_nothing(node)
 
 

@@ -85,7 +85,7 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         pairs = [(last_write.get(effects.storage(arg)), arg) for arg in node.all_input_nodes] if last_write else []
-        writes = [write for write, arg in pairs if write is not None and order[write] > order[arg]]
+        writes = [write for write, arg in pairs if write is not None and (order[write] > order[arg] or _begins(arg))]
         if writes:
             edges[node] = tuple(dict.fromkeys(writes))
         for base in written.get(node, ()):
@@ -93,6 +93,11 @@ def mutation_edges(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
             if memory is not None and memory not in node.meta.get(DEFINED, ()):
                 last_write[memory] = node
     return edges
+
+
+def _begins(arg: fx.Node) -> bool:
+    """Return whether `arg` names memory from outside of the graph: where it stands says nothing about writes."""
+    return arg.op in ("placeholder", "get_attr")
 
 
 def _replace_write(

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence, Set
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.walk import spread, walk_back
+from farskip_compile.passes.graph.walk import Predicate, spread, walk_back
 from farskip_compile.passes.residual.sums import (
     Dataflow,
     Summands,
@@ -116,15 +116,18 @@ def _on_the_stream(flow: Dataflow, below: Summands, tree: SumTree, found: RowMap
     works = [flow.order[node] for node in span if node in moving and _makes_a_layer(flow, node)]
     node = tree.images[base][-1]
     passed, layers, is_open = {node}, 0, False
+
+    def inside(one: fx.Node) -> bool:
+        return one in moving and one not in passed
+
     kept: dict[fx.Node, fx.Node] = {}
-    waiting: dict[fx.Node, fx.Node] = {}
-    """Row maps of an open layer, for what closes it."""
+    waiting: dict[fx.Node, fx.Node] = {}  # row maps in an open layer, for the feed-forward that closes it
     while node is not tree.root:
         chain, node = node, parents[node]
         added = [arg for arg in below[node] if arg is not chain]
         if not weighted.isdisjoint(walk_back(added, inputs=below.__getitem__)):
             kept.update(waiting)
-            waiting, layers, is_open = {}, layers + 1, _opens_a_layer(flow, added, passed)
+            waiting, layers, is_open = {}, layers + 1, _opens_a_layer(flow, added, inside)
         passed.add(node)
         if node in found and layers and moving.isdisjoint(_data(flow, node, found[node])):
             if works and flow.order[node] < works[-1]:
@@ -140,15 +143,18 @@ def _makes_a_layer(flow: Dataflow, node: fx.Node) -> bool:
 
 
 def _mixes(flow: Dataflow, node: fx.Node) -> bool:
+    """Return whether tokens meet in `node`: an attention, a scan, or a product of two activations."""
     if ops.is_attention(node) or ops.is_scan(node):
         return True
     return ops.is_matmul(node) and flow.constant.isdisjoint(node.all_input_nodes)
 
 
-def _opens_a_layer(flow: Dataflow, added: Sequence[fx.Node], passed: Set[fx.Node]) -> bool:
-    """Return whether the term `added` mixes tokens: a feed-forward follows, whatever stands in between. `passed` are
-    the residual values that it may read."""
-    term = list(walk_back(added, lambda one: one in passed or one in flow.constant, flow.uses.__getitem__))
+def _opens_a_layer(flow: Dataflow, added: Sequence[fx.Node], inside: Predicate) -> bool:
+    """Return whether the term `added` mixes tokens: a feed-forward follows, whatever stands in between.
+
+    Nodes that are `inside` depend on the stream, and are no residual values in front of the term.
+    """
+    term = list(walk_back(added, lambda one: not inside(one), flow.uses.__getitem__))
     if any(ops.is_attention(node) or ops.is_scan(node) for node in term):
         return True
     return not any(map(is_choice, term)) and any(_mixes(flow, node) for node in term)

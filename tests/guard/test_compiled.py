@@ -8,6 +8,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_unguarded_it_is_nobodys_but_the_users() -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_wrappers(strict: bool) -> None:
-    """What `torch.compile(model)` returned: compiled again, traced through by another backend, and not compiled."""
+    """Wrappers are compiled again, traced through by another backend, or kept from compiling."""
     model = Stack(lambda: Layer(MoE()), layers=2)
     wrapper = torch.compile(model, backend="farskip", fullgraph=True, options={**EAGER, "strict": strict})
     assert torch.equal(wrapper(ids()), torch._dynamo.run(wrapper)(ids()))
@@ -206,4 +207,6 @@ def test_wrappers(strict: bool) -> None:
     assert farskip_compile.status(wrapper).rewired == strict
     for copied in (copy.deepcopy(wrapper), loaded(wrapper)):
         assert torch.equal(copied(ids()), wrapper(ids()))
+        with pytest.raises(OriginalWiringError) if strict else nullcontext():
+            torch.compiler.disable(copied.forward)
     model(ids())  # the model in it is nobody's but the user's

@@ -220,7 +220,7 @@ class LastDense(Stepping):
 
 
 def test_a_feed_forward_behind_rows_that_were_chosen_after_its_attention() -> None:
-    """Nothing behind the choice mixes tokens; but the layer began in front of it."""
+    """The layer began in front of the choice, although nothing behind that mixes tokens."""
     model = LastDense(lambda h, mask, features: h[:, -1:]).double()
     ours, report = compiled(model)
     assert torch.equal(ours, model.by_hand(token_ids()))
@@ -254,7 +254,7 @@ WRITTEN_FIRST: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("how", WRITTEN_FIRST)
 def test_an_embedding_that_is_written_to_first(how: str) -> None:
-    """What was made after the last write, as another value or as a view, shows that it was: what reads it need not."""
+    """A value or view that was made after the last write shows that it was: its readers need not."""
 
     class First(Stepping):
         def __init__(self) -> None:
@@ -284,7 +284,7 @@ CHANGED_BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("how", CHANGED_BEHIND)
 def test_an_attention_in_front_of_a_change_of_the_embedding_is_refused(how: str) -> None:
-    """It reads no residual value, as a position embedding does: but weights make it of what the stream begins with."""
+    """Weights make the term of what the stream begins with, although it reads no residual value."""
 
     class Early(Stepping):
         def forward(self, ids: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def test_two_stacks_with_experts_are_refused_whatever_their_lengths(encoder: int
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_a_stack_that_begins_with_the_mean_of_another_one_is_refused(layers: int) -> None:
-    """Of two stacks of one length the first may be read. The rows of the other one are mixed from its beginning."""
+    """The rows of the second stack are mixed from its beginning; of two stacks of one length the first may be read."""
 
     class Pooled(TwoStacks):
         def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,8 @@ from farskip_compile._compat import is_module_state, same_dim
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.declared import declared_end
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.verify.account.weights import begins_rows, has_weights
-from farskip_compile.verify.rows.rules import is_contraction, is_state, is_unknown
+from farskip_compile.verify.account.weights import applies_weights, begins_rows, has_weights
+from farskip_compile.verify.rows.rules import is_state
 
 JOINS = frozenset(
     [
@@ -106,14 +106,9 @@ def open_end(graph: fx.Graph, finished: Iterable[fx.Node]) -> fx.Node | None:
             return node
         if _reduces(node, inputs):
             statistics.add(node)
-        elif not _applies_weights(node) and not _is_norm(node) and statistics.isdisjoint(inputs):
+        elif not applies_weights(node) and not _is_norm(node) and statistics.isdisjoint(inputs):
             raw.add(node)
     return None
-
-
-def _applies_weights(node: fx.Node) -> bool:
-    """Return whether features meet in `node`; an operator that nothing is known about may just hand its input on."""
-    return is_contraction(node) and (not is_unknown(node) or any(map(is_state, node.all_input_nodes)))
 
 
 def _is_norm(node: fx.Node) -> bool:

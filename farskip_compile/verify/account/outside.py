@@ -34,9 +34,9 @@ from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.verify.account.begins import first_with_rows_of, shape_of
 from farskip_compile.verify.account.layers import find_layer, find_layer_with_other_rows, is_normed
 from farskip_compile.verify.account.routers import find_experts
-from farskip_compile.verify.account.weights import begins_rows, has_weights, routes, weighted_sources
+from farskip_compile.verify.account.weights import applies_weights, begins_rows, has_weights, routes, weighted_sources
 from farskip_compile.verify.rows.read import begin, read_rows
-from farskip_compile.verify.rows.rules import is_contraction, is_state, is_unknown
+from farskip_compile.verify.rows.rules import is_state
 from farskip_compile.verify.rows.state import FREE, Rows, State
 
 
@@ -53,7 +53,7 @@ class Claims:
     given: Collection[fx.Node] = ()
     """Terms beside the base that no sub-block adds, such as position embeddings."""
     unfinished: bool = False
-    """Whether the last sub-block mixes tokens, so that its layer has no feed-forward yet."""
+    """True: the last sub-block mixes tokens, and its layer has no feed-forward yet."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class _Sides:
         activations = spread(self.graph.nodes, begins_rows)
 
         def parts_stacks(node: fx.Node) -> bool:
-            return _is_product(node) or is_normed(node, activations)
+            return applies_weights(node) or is_normed(node, activations)
 
         leads_on = _plain_sources(self.claims.base, parts_stacks)
         goes_on = set(self.claims.values)
@@ -196,13 +196,7 @@ class _Sides:
         return tuple(found)
 
 
-def _is_product(node: fx.Node) -> bool:
-    """Whether features meet in `node`. An operator that nothing is known of, and that is given no parameter, may as
-    well give back what it got."""
-    return is_contraction(node) and (not is_unknown(node) or any(map(is_state, node.all_input_nodes)))
-
-
-def _plain_sources(node: fx.Node, parts: Callable[[fx.Node], bool] = _is_product) -> set[fx.Node]:
+def _plain_sources(node: fx.Node, parts: Callable[[fx.Node], bool] = applies_weights) -> set[fx.Node]:
     """Find the activations that `node` is made of without an operator that `parts` in between, `node` included."""
     found = walk_back([node], lambda one: one is not node and parts(one))
     return {one for one in found if ops.is_floating(one) and not is_state(one)}

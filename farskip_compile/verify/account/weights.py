@@ -14,7 +14,7 @@ from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared, outputs_of
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.verify.rows.rules import is_contraction, is_state
+from farskip_compile.verify.rows.rules import is_contraction, is_state, is_unknown
 from farskip_compile.verify.rows.state import FREE, Rows, State
 
 NETWORKS = frozenset(["dense", "routed"])
@@ -52,6 +52,12 @@ def has_weights(node: fx.Node) -> bool:
     if not is_contraction(node):
         return False
     return any(map(_is_weight, node.all_input_nodes)) or _finds_weights(node)
+
+
+def applies_weights(node: fx.Node) -> bool:
+    """Return whether features meet in `node`; an operator that nothing is known about, and that is given no parameter,
+    may just hand its input on."""
+    return is_contraction(node) and (not is_unknown(node) or any(map(is_state, node.all_input_nodes)))
 
 
 def _finds_weights(node: fx.Node) -> bool:
