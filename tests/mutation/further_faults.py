@@ -234,7 +234,7 @@ FURTHER = (
         "tests/verify/test_ends.py",
     ),
     SourceFault(
-        "farskip_compile/verify/account/ends.py",
+        "farskip_compile/verify/account/weights.py",
         "return is_contraction(node) and (not is_unknown(node) or ",
         "return is_contraction(node) and (True or ",
         "tests/verify/test_ends.py",
