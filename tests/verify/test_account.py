@@ -54,6 +54,22 @@ def test_a_layer_that_adds_in_another_way_is_refused_at_its_add(how: str, layer:
     assert "nets.py" in str(error.where), error
 
 
+class OneMore(Net):
+    """Behind its layers a dense network, added over a dimension of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        self.more = nn.Linear(nets.WIDTH, nets.WIDTH)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        h = self.layer(1, self.layer(0, self.embed(ids)))
+        return self.head(ADDS["stack"](h, self.more(self.norms[-1](h))))
+
+
+def test_a_dense_network_that_is_added_in_another_shape_is_a_layer() -> None:
+    assert "'sum' combines a value and what is computed from it with weights" in refusal_of(OneMore()).reason
+
+
 @pytest.mark.parametrize("how", MIXERS)
 def test_a_mixer_that_nobody_knows_is_no_dense_block(how: str) -> None:
     error = refusal_of(Net(mixers={1: Mixer(MIXERS[how])}))
