@@ -21,7 +21,14 @@ DEEP = (
     *(f"tests/{test}" for test in SHOWN_BY),
 )
 """What `make test-all` leaves out, too."""
-QUICK = ("tests/distill/test_mismatch.py", "tests/fold/test_solve.py", "tests/guard/test_report.py")
+QUICK = (
+    "tests/distill/test_mismatch.py",
+    "tests/fold/test_solve.py",
+    "tests/guard/test_limit.py",
+    "tests/guard/test_report.py",
+    "tests/handwritten/test_between.py",
+    "tests/prepare/test_loops.py",
+)
 """What is quick in a folder that is not: the only tests of its code that `make test` has."""
 
 
