@@ -85,7 +85,8 @@ def read_stack(graph: fx.Graph, side: SideChannels = NO_SIDE_CHANNELS) -> Stack 
         raise not_a_sum(graph) or NotASumError(
             "a part of the residual stack is cut off from the rest: the stream is normalised, mixed or projected "
             "between two layers",
-            way_out="streams that are not one sum are not supported; compile next-token heads apart from the model",
+            way_out="compile what has a stream of its own, such as a second stack or next-token heads, apart from the "
+            "rest, each as a model of its own",
             where=user_calls.where(second),
         )
     return found

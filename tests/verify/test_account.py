@@ -148,60 +148,6 @@ def test_explain_shows_what_stands_beside_and_what_is_refused() -> None:
     assert found.report is not None, "the table as written"
 
 
-class TwoStacks(nn.Module):
-    """An encoder and a decoder, both with experts; the decoder reads what the encoder made."""
-
-    def __init__(self, encoder_layers: int, decoder_layers: int, *, dense_encoder: bool = False) -> None:
-        super().__init__()
-        dense = {layer: nn.Linear(nets.WIDTH, nets.WIDTH) for layer in range(encoder_layers)} if dense_encoder else None
-        self.encoder = Net(encoder_layers, experts=dense)
-        self.decoder = Net(decoder_layers)
-        self.cross = Attention()
-
-    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        memory = self.encoder.embed(source)
-        for number in range(len(self.encoder.mixers)):
-            memory = self.encoder.layer(number, memory)
-        h = self.decoder.embed(target)
-        q = self.cross.qkv(h)[..., : nets.WIDTH]
-        scores = (q @ memory.transpose(1, 2)).softmax(-1)
-        h = h + self.cross.out(scores @ memory)
-        for number in range(len(self.decoder.mixers)):
-            h = self.decoder.layer(number, h)
-        return self.decoder.head(h)
-
-
-@pytest.mark.parametrize(("encoder", "decoder"), [(3, 2), (2, 3)])
-@pytest.mark.parametrize("length", [6, 4])
-def test_two_stacks_with_experts_are_refused_whatever_their_lengths(encoder: int, decoder: int, length: int) -> None:
-    error = refusal_of(TwoStacks(encoder, decoder), inputs(), inputs()[:, :length])
-    assert isinstance(error, UnsupportedPatternError | NotASumError)
-
-
-@pytest.mark.parametrize("layers", [2, 3])
-def test_a_stack_that_begins_with_the_mean_of_another_one_is_refused(layers: int) -> None:
-    """The rows of the second stack are mixed from its beginning; of two stacks of one length the first may be read."""
-
-    class Pooled(TwoStacks):
-        def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            memory = self.encoder.embed(source)
-            for number in range(2):
-                memory = self.encoder.layer(number, memory)
-            h = self.decoder.embed(target) + self.encoder.norms[-1](memory).mean(1, keepdim=True)
-            for number in range(layers):
-                h = self.decoder.layer(number, h)
-            return self.decoder.head(h)
-
-    error = refusal_of(Pooled(2, layers), inputs(), inputs()[:, :4])
-    assert isinstance(error, UnsupportedPatternError | NotASumError)
-
-
-def test_a_dense_tower_is_left_as_it_is_and_named() -> None:
-    report = report_of(TwoStacks(2, 3, dense_encoder=True), inputs(), inputs()[:, :4])
-    assert report.outcome is Outcome.REWIRED
-    assert any("apart from the stack" in part and "mixes tokens" in part for part in report.beside), report.beside
-
-
 # Parts of a model
 
 

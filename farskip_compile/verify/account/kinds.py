@@ -30,7 +30,10 @@ from farskip_compile.verify.account.weights import has_weights
 from farskip_compile.verify.rows.rules import is_contraction, never_mixes
 from farskip_compile.verify.rows.state import Rows, State
 
-LEAVE = 'connectivity="none", which rewires nothing; or let the router read the stream, which is another model'
+LEAVE = (
+    "if they are those of a second stack, compile the two stacks apart, each as a model of its own; or "
+    'connectivity="none", which rewires nothing; or let the router read the stream, which is another model'
+)
 DECIDED = (
     "a decision is made about whole rows of it, or about what its weights are given, and not by a known selection of "
     "experts; features that are picked, as by top-k, look the same"
