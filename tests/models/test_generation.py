@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import Outcome, prepare
+from farskip_compile import Outcome, PartialModelError, prepare
 from farskip_compile.models.generic_form import GenericFarSkipForm, installed
 from farskip_compile.models.transformers_form import tiny_deepseek_v3
 from tests.compare import relative_difference
@@ -211,6 +211,33 @@ def test_experts_implementation_switched_while_decoding(monkeypatch: pytest.Monk
     assert [left_out(report) for report in reports] == [
         {"moe.0": ("a0",), "attention.1": ("r0",), "moe.1": ("a1",)}
     ] * 2
+
+
+GUESSES: dict[str, Callable[[], dict[str, Any]]] = {
+    "of an assistant": lambda: {"assistant_model": tiny_deepseek_v3(2)},
+    "by a lookup in the prompt": lambda: {"prompt_lookup_num_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("guesses", GUESSES)
+def test_guesses_of_many_lengths_exceed_dynamos_limit_and_the_way_out_works(guesses: str) -> None:
+    model = deepseek().double()
+    prepare(model)
+    tokens = prompts()["input_ids"][:1].repeat(1, 2)
+
+    def generated() -> torch.Tensor:
+        guessed = GUESSES[guesses]()
+        return model.generate(tokens, do_sample=False, use_cache=True, max_new_tokens=STEPS, pad_token_id=0, **guessed)
+
+    with oracle(model):
+        expected = generated()
+    model.compile(backend="farskip", options={"inner": "eager"})
+    with torch._dynamo.config.patch(recompile_limit=2), pytest.raises(PartialModelError, match="not rewired") as caught:
+        generated()
+    assert "modeling_deepseek_v3.py" in str(caught.value.where)
+    assert "a higher torch._dynamo.config.recompile_limit" in caught.value.way_out
+    with torch._dynamo.config.patch(recompile_limit=64):
+        assert torch.equal(generated(), expected)
 
 
 def test_the_page_on_generation_with_inductor(capsys: pytest.CaptureFixture[str]) -> None:
