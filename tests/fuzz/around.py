@@ -245,7 +245,7 @@ def _suppressed(desk: Desk) -> None:
 
 
 def _disabled(desk: Desk) -> None:
-    desk.call(torch.compiler.disable(desk.model), seen=False)
+    desk.call(lambda ids: torch.compiler.disable(desk.model)(ids), seen=False)
 
 
 def _functional(desk: Desk) -> None:
