@@ -35,18 +35,15 @@ Compiler = tuple[Callable[..., Any], Mapping[str, Any]]
 
 def tracing_for() -> Compiler | None:
     """The backend that Dynamo traces this very code for; None: it runs, or is traced by something else."""
-    try:
-        output = InstructionTranslator.current_tx().output
-    except AttributeError:  # Dynamo does not trace in this thread
-        return None
-    return compiler_of(output.compiler_fn)
+    output = tracing()
+    return None if output is None else compiler_of(output.compiler_fn)
 
 
 def tracing() -> Any:
     """Return the object that Dynamo traces into in this thread, new for each attempt; None if it does not trace."""
     try:
         return InstructionTranslator.current_tx().output
-    except AttributeError:
+    except AttributeError:  # there is no translator
         return None
 
 
@@ -105,7 +102,7 @@ def watch_compiles(
 
 
 _wrappers: WeakKeyDictionary[Any, weakref.ref[OptimizedModule]] = WeakKeyDictionary()
-"""For each compile of a module, the wrapper: of the two, its forward knows the compile alone."""
+"""The wrapper that each compile of a module has returned; its forward holds the compile, and not the wrapper."""
 
 
 def _wrapper_of(fn: Any) -> OptimizedModule | None:

@@ -185,6 +185,13 @@ def test_a_fault_is_noticed(layer: Layer, fault: Fault) -> None:
         verify_tokens(graph, before)
 
 
+def test_pieces_that_go_to_other_ranks_are_named() -> None:
+    graph, before = cut(layers.ours)
+    other_ranks(graph)
+    with pytest.raises(VerificationError, match="it goes to other ranks than any exchange did"):
+        verify_tokens(graph, before)
+
+
 @pytest.mark.parametrize("fault", [other_weights, other_sum])
 def test_a_fault_in_what_follows_is_noticed(fault: Fault) -> None:
     graph, before = cut(layers.ours)

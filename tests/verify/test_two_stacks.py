@@ -33,7 +33,7 @@ class Encoder(Net):
 
 
 class Decoder(Net):
-    """Each layer reads `memory`, of a source, between its attention and its experts."""
+    """A decoder whose layers read `memory`, of a source, between their attention and their experts."""
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers)
