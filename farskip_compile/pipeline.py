@@ -64,6 +64,7 @@ from farskip_compile.verify.account.whole import account_for
 from farskip_compile.verify.boundary import record, verify_closed, verify_cut, verify_lowered
 from farskip_compile.verify.completeness import cut_inside_a_layer
 from farskip_compile.verify.normalized.check import verify_normalized
+from farskip_compile.verify.reading import check_reading
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
 
@@ -145,6 +146,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: In
     if manifest is not None and not boundary.part:
         driver.step("manifest", check_rewired, manifest, wanted)
     before = driver.step("snapshot", snapshot, reading)
+    driver.step("verify", check_reading, reading, before.wiring.program.steps)
     if not (config.merge_reductions and request.left_out):
         driver.skip.add("merge_reductions")
     driver.run(through="merge_reductions")  # 4

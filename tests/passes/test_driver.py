@@ -197,7 +197,7 @@ def test_one_log_line_for_each_pass_and_the_verification(caplog: pytest.LogCaptu
     assert [line for line in shown if line[:2].isdigit()] == passes
     verified = [place for place, line in enumerate(shown) if line == "-- verify"]
     assert shown.index("02 normalize") < verified[0] < shown.index("03 residual")
-    assert shown.index("05 rewire") < verified[1] < shown.index("07 tags")
+    assert shown.index("03 residual") < verified[1] < shown.index("05 rewire") < verified[2] < shown.index("07 tags")
     rewire = next(line for line in lines if line.startswith("05"))
     assert "+" in rewire
     assert "add" in rewire
