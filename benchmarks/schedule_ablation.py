@@ -38,7 +38,7 @@ from overlap_bench.steps import Step, Variant, make_model
 from torch._inductor.async_compile import AsyncCompile
 
 from farskip_compile.costs import HardwareProfile
-from farskip_compile.json_files import Reader, encode, read_sealed, write_sealed
+from farskip_compile.json_files import JsonReader, encode, read_sealed, write_sealed
 from farskip_compile.passes.schedule import graph, kernels, list_scheduler, search
 from farskip_compile.passes.schedule.list_scheduler import slower_network
 from farskip_compile.passes.schedule.program import Program
@@ -66,7 +66,7 @@ class Case:
     name: str
     group: str
     program: Program
-    limits: search.Limits | None = None
+    limits: search.MemoryLimits | None = None
     baseline_peak: int | None = None
     known: tuple[tuple[int, ...], ...] = ()
 
@@ -150,7 +150,7 @@ def read_cases(file: Path) -> list[Case]:
     """What `write_cases` wrote; anything else is a `ConfigError`."""
     way_out = "remove it: the programs are captured again"
     found = read_sealed(file, "captured programs", way_out=way_out)
-    return list(Reader(str(file), always=way_out).decode(Cases, found).cases)
+    return list(JsonReader(str(file), always=way_out).decode(Cases, found).cases)
 
 
 # Search

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
     from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
     from farskip_compile.status import Status, status
-    from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
+    from farskip_compile.verify.rewiring import Verified, WiringSnapshot, snapshot, verify
 
 __all__ = [
     "AsyncCollectiveError",
@@ -90,11 +90,11 @@ __all__ = [
     "RankFailedError",
     "Regional",
     "ScheduleReport",
-    "Snapshot",
     "Status",
     "UnsupportedPatternError",
     "VerificationError",
     "Verified",
+    "WiringSnapshot",
     "backend",
     "clear_reports",
     "clear_schedules",
@@ -129,7 +129,7 @@ _ELSEWHERE = {
     "report.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
     "report.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
     "status": ("Status", "status"),
-    "verify.rewiring": ("Snapshot", "Verified", "snapshot", "verify"),
+    "verify.rewiring": ("WiringSnapshot", "Verified", "snapshot", "verify"),
 }
 """Module: its public names. All others are errors, and the warning."""
 _HOME = dict.fromkeys(__all__, "errors") | {name: module for module, names in _ELSEWHERE.items() for name in names}

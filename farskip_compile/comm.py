@@ -41,7 +41,7 @@ from farskip_compile.errors import ConfigError, ParallelismError, refuse
 
 __all__ = ["DroplessReceipt", "PaddedReceipt", "Receipt", "combine", "dispatch", "expert_group"]
 
-Group = dist.ProcessGroup | None
+GroupOrDefault = dist.ProcessGroup | None
 
 
 class PaddedReceipt(NamedTuple):
@@ -53,7 +53,7 @@ class PaddedReceipt(NamedTuple):
     """Experts of this rank."""
     rows_per_expert: int
     """Places that each of them has: slots, times ranks."""
-    group: Group
+    group: GroupOrDefault
     """The ranks that share the experts."""
 
 
@@ -66,7 +66,7 @@ class DroplessReceipt(NamedTuple):
     """Rows sent to each rank."""
     received: list[list[int]]
     """Rows received, by source rank and local expert."""
-    group: Group
+    group: GroupOrDefault
     """The ranks that share the experts."""
 
 
@@ -75,14 +75,14 @@ Receipt = PaddedReceipt | DroplessReceipt
 
 @overload
 def dispatch(
-    rows: torch.Tensor, expert_of_row: torch.Tensor, *, experts: int, group: Group, slots: int
+    rows: torch.Tensor, expert_of_row: torch.Tensor, *, experts: int, group: GroupOrDefault, slots: int
 ) -> tuple[torch.Tensor, PaddedReceipt]: ...
 @overload
 def dispatch(
-    rows: torch.Tensor, expert_of_row: torch.Tensor, *, experts: int, group: Group, slots: None = None
+    rows: torch.Tensor, expert_of_row: torch.Tensor, *, experts: int, group: GroupOrDefault, slots: None = None
 ) -> tuple[list[torch.Tensor], DroplessReceipt]: ...
 def dispatch(
-    rows: torch.Tensor, expert_of_row: torch.Tensor, *, experts: int, group: Group, slots: int | None = None
+    rows: torch.Tensor, expert_of_row: torch.Tensor, *, experts: int, group: GroupOrDefault, slots: int | None = None
 ) -> tuple[torch.Tensor, PaddedReceipt] | tuple[list[torch.Tensor], DroplessReceipt]:
     """Bring rows to their experts, over one all-to-all (and one of the counts, if dropless).
 
@@ -197,7 +197,7 @@ def expert_group(group: dist.ProcessGroup, *, timeout: timedelta | None = None) 
 
 
 def _dispatch_padded(
-    rows: torch.Tensor, expert_of_row: torch.Tensor, experts: int, local_experts: int, slots: int, group: Group
+    rows: torch.Tensor, expert_of_row: torch.Tensor, experts: int, local_experts: int, slots: int, group: GroupOrDefault
 ) -> tuple[torch.Tensor, PaddedReceipt]:
     numbers = torch.arange(experts, device=expert_of_row.device)
     chosen = (expert_of_row.unsqueeze(-1) == numbers).long()  # [R, E]
@@ -228,7 +228,7 @@ def _combine_padded(buffer: torch.Tensor, receipt: PaddedReceipt) -> torch.Tenso
 
 
 def _dispatch_dropless(
-    rows: torch.Tensor, expert_of_row: torch.Tensor, experts: int, local_experts: int, group: Group
+    rows: torch.Tensor, expert_of_row: torch.Tensor, experts: int, local_experts: int, group: GroupOrDefault
 ) -> tuple[list[torch.Tensor], DroplessReceipt]:
     # A count of static length: torch.bincount would make even the number of experts depend on the data.
     counts = expert_of_row.new_zeros(experts).scatter_add(0, expert_of_row, torch.ones_like(expert_of_row))
@@ -261,7 +261,7 @@ def _combine_dropless(segments: list[torch.Tensor], receipt: DroplessReceipt) ->
 # Checks
 
 
-def _local_experts(experts: int, group: Group) -> int:
+def _local_experts(experts: int, group: GroupOrDefault) -> int:
     if experts < 1:
         refuse(ConfigError, f"experts must be at least 1, not {experts}")
     if group is None:

@@ -21,7 +21,7 @@ from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError, ManifestError
 from farskip_compile.explain import not_captured, versions
 from farskip_compile.manifest.adapters import names_without_adapters
-from farskip_compile.manifest.fingerprint import Fingerprint, align, parameters_of
+from farskip_compile.manifest.fingerprint import ParameterFingerprint, align, parameters_of
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport, Outcome
@@ -96,7 +96,7 @@ def from_report(report: CompileReport, model: Callable[..., Any]) -> Manifest:
     if not isinstance(connectivity, str):
         connectivity = {row: tuple(terms) for row, terms in connectivity.items()}
     others = {name: shape for name, shape in shapes.items() if name not in used}
-    fingerprint = Fingerprint({name: shape for name, shape in shapes.items() if name in used}, others)
+    fingerprint = ParameterFingerprint({name: shape for name, shape in shapes.items() if name in used}, others)
     pair = (layers[0], layers[1]) if layers is not None else None
     return Manifest(connectivity, pair, report.table, fingerprint, report.declared, versions())
 

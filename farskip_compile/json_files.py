@@ -8,8 +8,8 @@ Never: a default for a field that has none, a conversion other than of an intege
 
 Fields may be str, bool, int, float, a Literal, a StrEnum, Any, another dataclass, a tuple of these or a mapping from
 strings to them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is
-accepted only if a `Reader` says so. Whatever does not fit is an error that names the file, the field by its path, and
-what was found.
+accepted only if a `JsonReader` says so. Whatever does not fit is an error that names the file, the field by its path,
+and what was found.
 
 A sealed JSON object has the hash of its text in its last field, `sha256`. Any other byte in it is noticed. That is
 against damage, not against people: who can write the file can seal it.
@@ -45,7 +45,7 @@ PLAIN = {str: ("a string", "strings"), bool: ("true or false", "booleans"), int:
 
 
 @dataclass(frozen=True)
-class Reader:
+class JsonReader:
     """How one kind of JSON data is read.
 
     Args:

@@ -55,7 +55,7 @@ from farskip_compile.passes.normalize.definitions import lower_definitions
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import Table
-from farskip_compile.passes.rewire.request import Request
+from farskip_compile.passes.rewire.request import RewireRequest
 from farskip_compile.passes.rewire.told import heard, heard_later
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.wiring import classify_wiring
@@ -141,7 +141,7 @@ def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: In
         driver.step("manifest", check_as_written, manifest, table, parameters)
     facts.update(_asked(config, boundary))
     driver.run(through="request")  # 3
-    request: Request = facts["request"]
+    request: RewireRequest = facts["request"]
     wanted = request.wanted(table)
     if manifest is not None and not boundary.part:
         driver.step("manifest", check_rewired, manifest, wanted)
@@ -271,7 +271,7 @@ def _read_whole(module: fx.GraphModule, driver: Driver, config: Resolved) -> tup
     return reading, driver.step("account", account_for, module, reading, part)
 
 
-def _outcome(request: Request) -> Outcome:
+def _outcome(request: RewireRequest) -> Outcome:
     if request.left_out:
         return Outcome.REWIRED
     return Outcome.ALREADY if request.already else Outcome.UNCHANGED

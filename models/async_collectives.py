@@ -31,7 +31,7 @@ from farskip_compile._compat.tensors import set_sequence_number
 FIRST = 2**31 - 1
 """Sequence number of nodes that run as soon as they are ready."""
 
-Group = dist.ProcessGroup
+DistGroup = dist.ProcessGroup
 
 
 class Launched:
@@ -68,7 +68,7 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, received: list[int], sent: list[int], group: Group, flight: _InFlight
+        ctx: Any, x: torch.Tensor, received: list[int], sent: list[int], group: DistGroup, flight: _InFlight
     ) -> torch.Tensor:
         ctx.received, ctx.sent, ctx.group, ctx.flight = received, sent, group, flight
         output = x.new_empty([sum(received), *x.shape[1:]])
@@ -88,7 +88,7 @@ class _AllReduce(torch.autograd.Function):
     """The launch of an all-reduce; its backward is the launch of another one."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: Group, flight: _InFlight) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, group: DistGroup, flight: _InFlight) -> torch.Tensor:
         ctx.group, ctx.flight = group, flight
         output = x.clone(memory_format=torch.contiguous_format)
         flight.forward = dist.all_reduce(output, group=group, async_op=True)
@@ -102,7 +102,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 def launch_all_to_all(
-    x: torch.Tensor, received: list[int], sent: list[int], group: Group | None, *, wait_at: int
+    x: torch.Tensor, received: list[int], sent: list[int], group: DistGroup | None, *, wait_at: int
 ) -> Launched:
     """Exchange rows with all ranks.
 
@@ -121,7 +121,7 @@ def launch_all_to_all(
     return _launched(x, output, flight)
 
 
-def launch_all_reduce(partial: torch.Tensor, group: Group | None) -> Launched:
+def launch_all_reduce(partial: torch.Tensor, group: DistGroup | None) -> Launched:
     """The sum over all ranks.
 
     Args:

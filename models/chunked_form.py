@@ -84,7 +84,7 @@ class ChunkedForm(nn.Module):
         sent = permuted(moe, rows, expert_of_row, tokens)
         local = moe.experts.local_experts
         ends = [round(local * chunk / self.chunks) for chunk in range(self.chunks + 1)]
-        chunks = [Exchange(moe, sent, low, high) for low, high in pairwise(ends)]
+        chunks = [ExpertChunk(moe, sent, low, high) for low, high in pairwise(ends)]
         dispatched = [chunk.dispatch() for chunk in chunks]
         shared = moe.shared(h)
         combined = [chunk.combine(flight.wait()) for chunk, flight in zip(chunks, dispatched, strict=True)]
@@ -148,7 +148,7 @@ def _dropless(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor) -> Perm
     return Permuted(blocks, order, sent, received)
 
 
-class Exchange:
+class ExpertChunk:
     """The exchange of the local experts `low` to `high`, there and back."""
 
     def __init__(self, moe: MoE, permuted: Permuted, low: int, high: int) -> None:

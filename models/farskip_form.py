@@ -33,7 +33,7 @@ from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
 
-Connectivity = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
+FormName = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
 
 
 class FarSkipForm(nn.Module):
@@ -58,13 +58,13 @@ class FarSkipForm(nn.Module):
         self,
         decoder: Decoder,
         *,
-        connectivity: Connectivity = "full",
+        connectivity: FormName = "full",
         layers: tuple[int, int] | None = None,
         merge_reductions: bool = False,
     ) -> None:
         super().__init__()
-        if connectivity not in get_args(Connectivity):
-            raise ConfigError(f"connectivity must be one of {get_args(Connectivity)}, not {connectivity!r}")
+        if connectivity not in get_args(FormName):
+            raise ConfigError(f"connectivity must be one of {get_args(FormName)}, not {connectivity!r}")
         if merge_reductions and (connectivity not in ("full", "mlp") or decoder.parallel.tp_group is None):
             raise ConfigError(
                 'merge_reductions needs tensor parallelism and connectivity "full" or "mlp"',

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.models.generic_rules import Connectivity, Run, terms_to_leave_out
+from farskip_compile.models.generic_rules import ForwardEvents, RuleName, terms_to_leave_out
 from farskip_compile.models.residual_tensor import Expression, ForkedTensor, ResidualTensor, plain, reading
 from farskip_compile.models.selected_terms import SelectedTerms
-from farskip_compile.models.sub_blocks import SubBlock, embedding_of, find_sub_blocks, kind_of, parts
+from farskip_compile.models.sub_blocks import SubBlockModule, embedding_of, find_sub_blocks, kind_of, parts
 
 EMBEDDING = "e"
 
@@ -41,16 +41,16 @@ class GenericFarSkipForm(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, connectivity: Connectivity = "full", layers: tuple[int, int] | None = None
+        self, model: nn.Module, connectivity: RuleName = "full", layers: tuple[int, int] | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.connectivity = connectivity
         self.layers = layers
         self.original = model.forward
-        self.blocks: list[SubBlock] = find_sub_blocks(model)
-        self.known: Run | None = None
-        self.left_out: dict[SubBlock, frozenset[str]] = {}
+        self.blocks: list[SubBlockModule] = find_sub_blocks(model)
+        self.known: ForwardEvents | None = None
+        self.left_out: dict[SubBlockModule, frozenset[str]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own forward."""
@@ -87,8 +87,8 @@ class GenericFarSkipForm(nn.Module):
         ids = torch.arange(1, 7, device=next(self.model.parameters()).device).unsqueeze(0)
         return (ids,), {"use_cache": False}
 
-    def _run(self, args: Any, kwargs: Any, known: Run | None) -> tuple[Any, Run]:
-        run = Run()
+    def _run(self, args: Any, kwargs: Any, known: ForwardEvents | None) -> tuple[Any, ForwardEvents]:
+        run = ForwardEvents()
 
         def label(value: torch.Tensor, beside: frozenset[str]) -> Expression | None:
             if EMBEDDING not in beside and not run.inside:
@@ -129,23 +129,23 @@ class GenericFarSkipForm(nn.Module):
         return _plain_everywhere(output), run
 
     @staticmethod
-    def _readers(run: Run, known: Run | None) -> list[SubBlock]:
+    def _readers(run: ForwardEvents, known: ForwardEvents | None) -> list[SubBlockModule]:
         """The sub-blocks for which the stream is being read."""
         if known is None:
             return []
         if run.inside:
             return run.inside[-1:]
-        readers: list[SubBlock] = []
+        readers: list[SubBlockModule] = []
         for block in known.order[len(run.order) :]:
             if readers and block not in known.sharing:
                 break
             readers.append(block)
         return readers
 
-    def _hooks(self, run: Run, selection: SelectedTerms, *, measure: bool) -> list[Any]:
+    def _hooks(self, run: ForwardEvents, selection: SelectedTerms, *, measure: bool) -> list[Any]:
         """On the embedding, the sub-blocks and their experts."""
 
-        def begin(block: SubBlock) -> Callable[..., Any]:
+        def begin(block: SubBlockModule) -> Callable[..., Any]:
             def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
                 if run.quiet:
                     return None
@@ -166,7 +166,7 @@ class GenericFarSkipForm(nn.Module):
 
             return hook
 
-        def end(block: SubBlock) -> Callable[..., Any]:
+        def end(block: SubBlockModule) -> Callable[..., Any]:
             def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
                 if run.quiet:
                     return output
@@ -179,7 +179,7 @@ class GenericFarSkipForm(nn.Module):
 
             return hook
 
-        def routed(block: SubBlock) -> Callable[..., Any]:
+        def routed(block: SubBlockModule) -> Callable[..., Any]:
             return lambda _, __, output: _as_term(output, f"{block.name} routed")
 
         handles = [
@@ -195,7 +195,7 @@ class GenericFarSkipForm(nn.Module):
 
 @contextmanager
 def installed(
-    model: nn.Module, connectivity: Connectivity = "full", layers: tuple[int, int] | None = None
+    model: nn.Module, connectivity: RuleName = "full", layers: tuple[int, int] | None = None
 ) -> Iterator[GenericFarSkipForm]:
     """Within the block, `model` itself is in FarSkip form, also for other callers such as `model.generate`."""
     form = GenericFarSkipForm(model, connectivity, layers)
@@ -222,7 +222,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _whole(block: SubBlock) -> str:
+def _whole(block: SubBlockModule) -> str:
     """The label of all that a sub-block adds."""
     return f"{block.name} whole"
 

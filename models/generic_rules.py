@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which terms each sub-block leaves out, for the eager oracle: from the order and the kinds of the sub-blocks alone.
 
-Contract: `Run` is what was seen in one forward pass; `terms_to_leave_out` gives the labels of terms for each sub-block
-that leaves out some. Nothing of the compiler is used.
+Contract: `ForwardEvents` is what was seen in one forward pass; `terms_to_leave_out` gives the labels of terms for each
+sub-block that leaves out some. Nothing of the compiler is used.
 
 Rules: attention leaves out the routed experts of the previous layer (full, attention, lag2), or all of its feed-forward
 (ladder, arXiv 2501.06589); experts and dense layers the attention of their own layer (full, mlp, lag2, ladder), and
@@ -15,37 +15,37 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from farskip_compile.models.sub_blocks import SubBlock
+from farskip_compile.models.sub_blocks import SubBlockModule
 
-Connectivity = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
+RuleName = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
 
 
 @dataclass
-class Run:
+class ForwardEvents:
     """The events of one forward pass."""
 
-    order: list[SubBlock] = field(default_factory=list)
+    order: list[SubBlockModule] = field(default_factory=list)
     """Sub-blocks in the order in which they begin."""
-    inside: list[SubBlock] = field(default_factory=list)
+    inside: list[SubBlockModule] = field(default_factory=list)
     reads: int = 0
     """Reads of the stream since the last sub-block ended."""
     held: frozenset[str] = frozenset()
     """Labels of the terms that reads of the stream since the last sub-block held."""
-    holds: dict[SubBlock, frozenset[str]] = field(default_factory=dict)
+    holds: dict[SubBlockModule, frozenset[str]] = field(default_factory=dict)
     """Labels of the terms that each sub-block's reads hold."""
-    sharing: set[SubBlock] = field(default_factory=set)
+    sharing: set[SubBlockModule] = field(default_factory=set)
     """Sub-blocks that began without a read: they share that of the previous sub-block."""
     seen: set[str] = field(default_factory=set)
     """Names of sub-blocks that added to the stream before it was read."""
-    behind: set[SubBlock] = field(default_factory=set)
+    behind: set[SubBlockModule] = field(default_factory=set)
     """Smaller modules that work on what a sub-block has given, such as a convolution of it: no sub-blocks."""
     quiet: bool = False
     """A sub-block runs a second time, to determine its kind."""
 
 
 def terms_to_leave_out(
-    run: Run, connectivity: Connectivity, layers: tuple[int, int] | None
-) -> dict[SubBlock, frozenset[str]]:
+    run: ForwardEvents, connectivity: RuleName, layers: tuple[int, int] | None
+) -> dict[SubBlockModule, frozenset[str]]:
     """The labels that each sub-block does not read; sets the layer of each.
 
     Raises:
@@ -61,10 +61,10 @@ def terms_to_leave_out(
     for before, block in pairwise(run.order):
         if block in run.sharing and block.kind == "mixer":
             raise NotImplementedError(f"{before.name} and {block.name} share one read, the mixer second")
-    left_out: dict[SubBlock, frozenset[str]] = {}
-    since_mixer: list[SubBlock] = []
+    left_out: dict[SubBlockModule, frozenset[str]] = {}
+    since_mixer: list[SubBlockModule] = []
     routed_before = frozenset[str]()
-    mixer: SubBlock | None = None
+    mixer: SubBlockModule | None = None
     layer = 0
     for position, block in enumerate(run.order):
         layer += block.kind == "mixer" and position > 0
@@ -84,7 +84,7 @@ def terms_to_leave_out(
     return left_out
 
 
-def _reads_with_experts(run: Run, position: int) -> bool:
+def _reads_with_experts(run: ForwardEvents, position: int) -> bool:
     """Whether a sub-block is a MoE, or shares its read with one: shared experts beside it."""
     first = position
     while first > 0 and run.order[first] in run.sharing:
@@ -95,11 +95,11 @@ def _reads_with_experts(run: Run, position: int) -> bool:
     return any(block.kind == "moe" for block in run.order[first:last])
 
 
-def _labels(blocks: list[SubBlock], *parts: str) -> frozenset[str]:
+def _labels(blocks: list[SubBlockModule], *parts: str) -> frozenset[str]:
     return frozenset(f"{block.name} {part}" for block in blocks for part in parts)
 
 
-def _is_shortcut(run: Run, moe: SubBlock) -> bool:
+def _is_shortcut(run: ForwardEvents, moe: SubBlockModule) -> bool:
     """Whether the next mixer reads the stream without it: it is added only afterwards."""
     later = run.order[run.order.index(moe) + 1 :]
     mixer = next((block for block in later if block.kind == "mixer"), None)

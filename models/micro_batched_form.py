@@ -25,7 +25,7 @@ from torch import nn
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.models.async_collectives import Launched
-from farskip_compile.models.chunked_form import Exchange, Permuted, permuted, refuse_unless_all_to_all
+from farskip_compile.models.chunked_form import ExpertChunk, Permuted, permuted, refuse_unless_all_to_all
 from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
@@ -47,7 +47,7 @@ class _Flying:
 
     layer: DecoderLayer
     rows: Permuted
-    exchange: Exchange
+    exchange: ExpertChunk
     launched: Launched
     weights: torch.Tensor
     shared: list[torch.Tensor]
@@ -101,7 +101,7 @@ def _attend(half: _Half, layer: DecoderLayer, rope: Rope) -> None:
     tokens = h.flatten(0, 1)
     rows, expert_of_row, weights = moe.assign(tokens)
     found = permuted(moe, rows, expert_of_row, tokens)
-    exchange = Exchange(moe, found, 0, moe.experts.local_experts)
+    exchange = ExpertChunk(moe, found, 0, moe.experts.local_experts)
     launched = exchange.dispatch()
     half.flying = _Flying(layer, found, exchange, launched, weights, moe.shared(h))
 

@@ -27,7 +27,7 @@ from farskip_compile.models.async_collectives import BackwardOrder, launch_all_t
 from farskip_compile.models.experts import Experts
 
 
-class Exchange(ABC):
+class RowsInFlight(ABC):
     """One layer's rows in flight; an object is used once, its methods called in this order."""
 
     sent: list[int]
@@ -70,7 +70,7 @@ class Exchange(ABC):
         """Undo the permutation."""
 
 
-class PaddedExchange(Exchange):
+class PaddedExchange(RowsInFlight):
     """All sizes are known in advance; rows beyond the last slot of an expert are dropped."""
 
     def __init__(self, experts: Experts, slots: int) -> None:
@@ -94,7 +94,7 @@ class PaddedExchange(Exchange):
         return F.pad(results, (0, 0, 0, 1)).index_select(0, self.place)
 
 
-class DroplessExchange(Exchange):
+class DroplessExchange(RowsInFlight):
     """No row is dropped and no room wasted, but sizes depend on the data."""
 
     def _by_rank(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ class DroplessExchange(Exchange):
         return torch.zeros_like(results).index_copy(0, self.order, results)
 
 
-def make_exchange(experts: Experts, slots: int) -> Exchange:
+def make_exchange(experts: Experts, slots: int) -> RowsInFlight:
     """The exchange for the model's parallelism; `slots` is the room per expert of a padded one."""
     if experts.dropless and experts.ep_group is not None:
         return DroplessExchange(experts)

@@ -20,7 +20,7 @@ import torch
 
 from farskip_compile._compat.tensors import without_subclass_functions
 
-Labels = frozenset[str]
+TermLabels = frozenset[str]
 
 
 @dataclass(eq=False)
@@ -28,14 +28,14 @@ class Expression:
     """A value, and how it was computed."""
 
     value: torch.Tensor
-    labels: Labels
+    labels: TermLabels
     """Labels of its terms."""
     parts: tuple[Expression, ...] = ()
     compute: Callable[..., torch.Tensor] | None = None
     """Computes the value from the values of the parts; None for a term."""
-    _known: dict[Labels, torch.Tensor | None] = field(default_factory=dict)
+    _known: dict[TermLabels, torch.Tensor | None] = field(default_factory=dict)
 
-    def without(self, labels: Labels) -> torch.Tensor | None:
+    def without(self, labels: TermLabels) -> torch.Tensor | None:
         """The value with the terms of these labels set to zero; None if nothing is left."""
         labels = labels & self.labels
         if not labels:
@@ -44,7 +44,7 @@ class Expression:
             self._known[labels] = self._without(labels)
         return self._known[labels]
 
-    def _without(self, labels: Labels) -> torch.Tensor | None:
+    def _without(self, labels: TermLabels) -> torch.Tensor | None:
         if self.compute is None:
             return None
         values = [value for part in self.parts if (value := part.without(labels)) is not None]
@@ -202,7 +202,7 @@ def _through(func: Callable[..., Any], types: Any, args: Sequence[Any], kwargs: 
     return _call(func, values, named)
 
 
-Label = Callable[[torch.Tensor, Labels], Expression | None]
+Label = Callable[[torch.Tensor, TermLabels], Expression | None]
 Read = Callable[[Expression], torch.Tensor]
 
 _reading: ContextVar[tuple[Label, Read]] = ContextVar(

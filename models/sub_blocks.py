@@ -25,7 +25,7 @@ from farskip_compile.models.residual_tensor import ResidualTensor, plain
 
 
 @dataclass(eq=False)
-class SubBlock:
+class SubBlockModule:
     """A module that adds to the residual stream."""
 
     name: str
@@ -42,7 +42,7 @@ class SubBlock:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
-def find_sub_blocks(model: nn.Module) -> list[SubBlock]:
+def find_sub_blocks(model: nn.Module) -> list[SubBlockModule]:
     """In the order of the layers; only a run shows which of them run, and in which order."""
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
     name, layers = max(lists, key=lambda pair: (sum(p.numel() for p in pair[1].parameters()), -len(pair[0])))
@@ -56,14 +56,14 @@ def embedding_of(model: nn.Module) -> nn.Module:
     return next(module for module in model.modules() if isinstance(module, nn.Embedding))
 
 
-def parts(name: str, layer: nn.Module) -> list[SubBlock]:
+def parts(name: str, layer: nn.Module) -> list[SubBlockModule]:
     """The children of a module with weight matrices."""
     found = []
     for child_name, child in _children(layer):
         if any(p.dim() > 1 for p in child.parameters()):
             experts = next((m for n, m in child.named_modules() if n.split(".")[-1] == "experts"), None)
             experts = child if child_name == "experts" else experts
-            found.append(SubBlock(f"{name}.{child_name}", child, experts=experts))
+            found.append(SubBlockModule(f"{name}.{child_name}", child, experts=experts))
     return found
 
 
@@ -75,7 +75,7 @@ def _children(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def kind_of(block: SubBlock, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, selects: bool) -> str:
+def kind_of(block: SubBlockModule, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, selects: bool) -> str:
     """Run the sub-block again with all tokens but the last changed, and check whether the last one's output changes.
 
     Args:

@@ -18,7 +18,7 @@ import pytest
 from farskip_compile.errors import ConfigError, ManifestError
 from farskip_compile.json_files import (
     SEAL,
-    Reader,
+    JsonReader,
     encode,
     read_bytes,
     read_json,
@@ -50,7 +50,7 @@ class Outer:
 
 def test_there_and_back() -> None:
     made = Outer("x", "b", (Inner(1), Inner(2, 0.5)), {"k": 3.0}, Inner(4), True, [1, None])
-    assert Reader("f").decode(Outer, encode(made)) == made
+    assert JsonReader("f").decode(Outer, encode(made)) == made
     assert "last" not in encode(Outer("x", "a"))
 
 
@@ -72,11 +72,11 @@ def test_there_and_back() -> None:
 )
 def test_what_does_not_fit_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ManifestError, match=message):
-        Reader("f", ManifestError).decode(Outer, {"name": "x", "kind": "a", **change})
+        JsonReader("f", ManifestError).decode(Outer, {"name": "x", "kind": "a", **change})
 
 
 def test_null_and_versions() -> None:
-    reader = Reader("f", accepts_null=True)
+    reader = JsonReader("f", accepts_null=True)
     assert reader.decode(Outer, {"name": "x", "kind": "a", "last": None}) == Outer("x", "a")
     assert reader.version({"schema": 2, "name": "x"}, (1, 2)) == {"name": "x"}
     for schema in (3, True, None, "1"):
@@ -120,14 +120,14 @@ class Counted:
 
 
 def test_values_that_a_class_itself_refuses() -> None:
-    assert Reader("f").decode(Counted, encode(Counted(Kind.ONE))).kind is Kind.ONE
+    assert JsonReader("f").decode(Counted, encode(Counted(Kind.ONE))).kind is Kind.ONE
     for change, message in [
         ({"kind": "two"}, "f: kind must be one of one, not str 'two'"),
         ({"count": -1}, "f: the whole: it counts below zero"),
         ({"count": 10**400}, "f: count must be a finite number"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            Reader("f").decode(Counted, {"kind": "one", **change})
+            JsonReader("f").decode(Counted, {"kind": "one", **change})
 
 
 SEALED = {"name": "ä", "numbers": [1, 0.1, float("inf")], "inner": {"sha256": "x", "none": None}}

@@ -19,7 +19,7 @@ from typing import Any
 
 from common import replace
 
-from farskip_compile.json_files import Reader
+from farskip_compile.json_files import JsonReader
 
 SCHEMA = 1
 DONE, FAILED, LATE, LEFT = "done", "failed", "stopped at its limit", "not begun"
@@ -232,7 +232,7 @@ def decoded(rows: Iterable[dict[str, Any]]) -> tuple[Row, ...]:
     Raises:
         FarSkipError: as `Results.load`.
     """
-    reader = Reader("the figures", accepts_null=True)
+    reader = JsonReader("the figures", accepts_null=True)
     found = []
     for place, row in enumerate(rows):
         known = dict(row)

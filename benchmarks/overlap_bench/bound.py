@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 
-from farskip_compile.passes.schedule.program import Program, Role, Task
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def scaled(programs: Sequence[Program], compute: float, communication: float) ->
     of all compute alone and of all collectives, one after the other.
     """
     tasks = [task for program in programs for task in program.tasks]
-    on_wire = sum(task.seconds for task in tasks if task.role is Role.LAUNCH)
-    computed = sum(task.seconds for task in tasks if task.role is not Role.LAUNCH)
+    on_wire = sum(task.seconds for task in tasks if task.role is TaskRole.LAUNCH)
+    computed = sum(task.seconds for task in tasks if task.role is not TaskRole.LAUNCH)
     wire, own = communication / on_wire if on_wire else 1.0, compute / computed if computed else 1.0
 
     def resized(task: Task) -> Task:
-        return replace(task, seconds=task.seconds * (wire if task.role is Role.LAUNCH else own))
+        return replace(task, seconds=task.seconds * (wire if task.role is TaskRole.LAUNCH else own))
 
     return [replace(program, tasks=tuple(map(resized, program.tasks))) for program in programs]
 
@@ -70,10 +70,10 @@ def bound_of(programs: Iterable[Program]) -> Bound:
 def _bound(program: Program) -> Bound:
     tasks = program.tasks
     before = _ancestors(program)
-    launches = [index for index, task in enumerate(tasks) if task.role is Role.LAUNCH]
+    launches = [index for index, task in enumerate(tasks) if task.role is TaskRole.LAUNCH]
     waits: dict[int, int] = defaultdict(int)
     for index, task in enumerate(tasks):
-        if task.role is Role.WAIT:
+        if task.role is TaskRole.WAIT:
             waits[task.launch] |= 1 << index
     later: dict[str, int] = defaultdict(int)
     for c in reversed(launches):
@@ -82,7 +82,7 @@ def _bound(program: Program) -> Bound:
     after = {c: _descendants(before, waits[c]) for c in launches}
 
     def compute(members: int) -> float:
-        return sum(tasks[i].seconds for i in _members(members) if tasks[i].role is not Role.LAUNCH)
+        return sum(tasks[i].seconds for i in _members(members) if tasks[i].role is not TaskRole.LAUNCH)
 
     head: dict[int, float] = {}
     least = 0.0
@@ -99,7 +99,7 @@ def _bound(program: Program) -> Bound:
         link = tasks[c].link or tasks[c].channel
         busy[link] += tasks[c].seconds
         interference[link] = min(interference.get(link, tasks[c].interference), tasks[c].interference)
-    everything = sum(task.seconds for task in tasks if task.role is not Role.LAUNCH)
+    everything = sum(task.seconds for task in tasks if task.role is not TaskRole.LAUNCH)
     busiest = max(busy.values(), default=0.0)
     total = max(least, everything, busiest)
     slower = (seconds + max(0.0, everything - seconds / (1 + interference[link])) for link, seconds in busy.items())
@@ -112,9 +112,9 @@ def _ancestors(program: Program) -> list[int]:
     last: dict[str, int] = {}
     for index, task in enumerate(program.tasks):
         needs = set(task.needs)
-        if task.role is Role.WAIT:
+        if task.role is TaskRole.WAIT:
             needs.add(task.launch)
-        if task.role is Role.LAUNCH:
+        if task.role is TaskRole.LAUNCH:
             if task.channel in last:
                 needs.add(last[task.channel])
             last[task.channel] = index

@@ -13,13 +13,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from farskip_compile.calibrate.findings import Calibration, Row
+from farskip_compile.calibrate.findings import Calibration, MeasuredPoint
 from farskip_compile.calibrate.main import calibrate, calibrate_compute, calibrate_link, measure
 
 if TYPE_CHECKING:
     from farskip_compile.calibrate.text import calibration_text
 
-__all__ = ["Calibration", "Row", "calibrate", "calibrate_compute", "calibrate_link", "calibration_text", "measure"]
+__all__ = [
+    "Calibration",
+    "MeasuredPoint",
+    "calibrate",
+    "calibrate_compute",
+    "calibrate_link",
+    "calibration_text",
+    "measure",
+]
 
 
 def __getattr__(name: str) -> Any:

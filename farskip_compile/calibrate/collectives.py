@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile._compat.collectives import all_gather_in_place, reduce_scatter_in_place
-from farskip_compile.calibrate.findings import LinkFindings, Row, Uneven
-from farskip_compile.calibrate.ranks import Ranks
+from farskip_compile.calibrate.findings import LinkFindings, MeasuredPoint, Uneven
+from farskip_compile.calibrate.ranks import MeasuredGroup
 from farskip_compile.calibrate.stopwatch import Stopwatch, Times
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Sample
 
@@ -49,7 +49,7 @@ FULLER = 1.5
 class Collectives:
     """Measures over `ranks`, at least two of them; one clock, since a collective's end is waited for."""
 
-    def __init__(self, ranks: Ranks, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, ranks: MeasuredGroup, clock: Callable[[], float] = time.perf_counter) -> None:
         self.ranks, self.clock = ranks, clock
         self.watch = Stopwatch(ranks.device, clock)
         self.found = LinkFindings()
@@ -81,7 +81,7 @@ class Collectives:
             count = IN_A_ROW if size < SMALL else 1
             times, once = self._repeated(self._call(kind, size), left / (len(messages) - place), count)
             measured.append((size, times.median))
-            self.found.rows.append(Row.moving(f"{kind}, {self.ranks.size} ranks", (size,), times, size))
+            self.found.rows.append(MeasuredPoint.moving(f"{kind}, {self.ranks.size} ranks", (size,), times, size))
             left -= sum(times.seconds) * count + 2 * once
             grown = messages[place + 1] / size if place + 1 < len(messages) else 0.0
             if not whole and place + 1 >= LEAST_SIZES and grown * times.median * 3 > max(left, 0.0):

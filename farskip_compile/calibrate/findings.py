@@ -28,7 +28,7 @@ KINDS = ("matmul", "attention", "grouped_matmul")
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredPoint:
     """One measured point."""
 
     section: str
@@ -47,13 +47,15 @@ class Row:
     """`FLOP/s` or `B/s`."""
 
     @classmethod
-    def of(cls, section: str, size: tuple[int, ...], times: Times, rate: float | None = None, unit: str = "") -> Row:
+    def of(
+        cls, section: str, size: tuple[int, ...], times: Times, rate: float | None = None, unit: str = ""
+    ) -> MeasuredPoint:
         """The row for repeated measurements: `section`, `size`, `rate` and `unit` as in the fields, the rest from
         `times`."""
         return cls(section, size, times.median, times.spread, len(times.seconds), rate, unit)
 
     @classmethod
-    def moving(cls, section: str, size: tuple[int, ...], times: Times, bytes: int) -> Row:
+    def moving(cls, section: str, size: tuple[int, ...], times: Times, bytes: int) -> MeasuredPoint:
         """The same for a call that moves so many `bytes`, of `section` and `size`, in `times`."""
         return cls.of(section, size, times, bytes / times.median, "B/s")
 
@@ -88,7 +90,7 @@ class LinkFindings:
     """What was measured of one link."""
 
     samples: list[Sample] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MeasuredPoint] = field(default_factory=list)
     interference: float | None = None
     uneven: Uneven | None = None
 
@@ -99,7 +101,7 @@ class Calibration:
 
     profile: HardwareProfile
     """For the option `profile` of the backend."""
-    rows: tuple[Row, ...]
+    rows: tuple[MeasuredPoint, ...]
     """Every measured point, in order."""
     device: str
     """Its name."""

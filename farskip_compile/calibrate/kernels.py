@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from farskip_compile._compat import mark_dynamic
-from farskip_compile.calibrate.findings import PAGES, MemoryFigures, Row
-from farskip_compile.calibrate.stopwatch import Axes, Budget, Grids, Pool, Stopwatch, Times, rotating
+from farskip_compile.calibrate.findings import PAGES, MeasuredPoint, MemoryFigures
+from farskip_compile.calibrate.stopwatch import Budget, GridAxes, Grids, Pool, Stopwatch, Times, rotating
 from farskip_compile.costs import Curve
 from farskip_compile.costs.operators import tf32_allowed
 
@@ -45,7 +45,7 @@ IN_A_ROW = 2e-3
 FASTEST = 1e13
 """Bytes/s that stand for new pages that cost nothing."""
 
-Shape = tuple[int, ...]
+BenchShape = tuple[int, ...]
 Take = Callable[[], Sequence[torch.Tensor]]
 
 
@@ -54,12 +54,12 @@ class Bench:
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids) -> None:
         self.watch, self.dtype, self.grids = watch, dtype, grids
-        self.rows: list[Row] = []
+        self.rows: list[MeasuredPoint] = []
         self.notes: list[str] = []
         # results of results shrink to denormal numbers, which are a hundred times as slow: no operand is a result
         self._pool, self._results = (Pool(watch.device, dtype, CACHE) for _ in range(2))
 
-    def operands(self, shapes: Sequence[Shape], moved: int, results: Sequence[Shape] = ()) -> Take:
+    def operands(self, shapes: Sequence[BenchShape], moved: int, results: Sequence[BenchShape] = ()) -> Take:
         """Operands of a kernel that touches so many bytes, others in each call, and where it writes."""
         return rotating(lambda: [*self._pool.take(*shapes), *self._results.take(*results)], CACHE // moved)
 
@@ -75,7 +75,7 @@ class Bench:
             return self.watch.time(lambda: call(*current), budget, before=before)
 
 
-class Products(Bench):
+class ProductBench(Bench):
     """Measures products; `launch_seconds`, the overhead of a call, is subtracted from its time."""
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids, launch_seconds: float) -> None:
@@ -88,7 +88,7 @@ class Products(Bench):
         """Kind of product, as a field of `costs.Curves`, and its curve; kinds that do not run here are left out."""
         grids = self.grids
         backward = tuple(axis[-2:] for axis in grids.attention[:2]) + grids.attention[2:]
-        plans: tuple[tuple[str, Axes, Callable[..., tuple[Times, float]]], ...] = (
+        plans: tuple[tuple[str, GridAxes, Callable[..., tuple[Times, float]]], ...] = (
             ("matmul", grids.matmul, self._matmul),
             ("grouped_matmul", grids.grouped, self._grouped),
             ("attention", grids.attention, self._attention),
@@ -104,12 +104,12 @@ class Products(Bench):
                 self.notes.append(f"{kind} {self.name} does not run here: {str(error).splitlines()[0][:100]}")
         return found
 
-    def _curve(self, kind: str, axes: Axes, measure: Callable[..., tuple[Times, float]], budget: Budget) -> Curve:
+    def _curve(self, kind: str, axes: GridAxes, measure: Callable[..., tuple[Times, float]], budget: Budget) -> Curve:
         rows = []
         for shape in product(*axes):
             times, flops = measure(*shape, budget)
             rate = flops / max(times.median - self.launch, 0.1 * times.median)
-            rows.append(Row.of(f"{LABELS.get(kind, kind)} {self.name}", shape, times, rate, "FLOP/s"))
+            rows.append(MeasuredPoint.of(f"{LABELS.get(kind, kind)} {self.name}", shape, times, rate, "FLOP/s"))
         self.rows += rows
         return Curve(axes=axes, values=tuple(row.rate or 0.0 for row in rows))
 
@@ -147,7 +147,7 @@ class Products(Bench):
         return self._pool.take((1, heads, queries, width), (1, heads, keys, width), (1, heads, keys, width))
 
 
-class Memory(Bench):
+class MemoryBench(Bench):
     """Measures what is bound by memory."""
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids) -> None:
@@ -162,7 +162,10 @@ class Memory(Bench):
         times = [self.watch.time(lambda: torch.add(few, few, out=few), budget)]
         times.append(self.watch.time(one.item, budget, waits=True))
         self.found.launch_seconds, self.found.sync_seconds = (each.median for each in times)
-        self.rows += [Row.of("launch", (few.nbytes,), times[0]), Row.of("read a number", (one.nbytes,), times[1])]
+        self.rows += [
+            MeasuredPoint.of("launch", (few.nbytes,), times[0]),
+            MeasuredPoint.of("read a number", (one.nbytes,), times[1]),
+        ]
 
     def streaming(self, seconds: float) -> None:
         """Kernels that read two tensors and write one, by all the bytes they move."""
@@ -209,7 +212,7 @@ class Memory(Bench):
             call = partial(run, *_of_any_length(self._pool.take(shape)))
             with torch.no_grad():
                 times = self.watch.time(call, budget, least=IN_A_ROW)
-            self.rows.append(Row.moving("fused softmax", shape, times, 2 * prod(shape) * self.dtype.itemsize))
+            self.rows.append(MeasuredPoint.moving("fused softmax", shape, times, 2 * prod(shape) * self.dtype.itemsize))
             seconds.append(times.median)
         self.found.element_rate = softmax_rate(*seconds)
 
@@ -225,7 +228,7 @@ class Memory(Bench):
 
     def _curve(self, section: str, sizes: tuple[int, ...], measure: Callable[[int], Times]) -> Curve:
         """Bytes/s by size."""
-        rows = [Row.moving(section, (size,), measure(size), size) for size in sizes]
+        rows = [MeasuredPoint.moving(section, (size,), measure(size), size) for size in sizes]
         self.rows += rows
         return Curve(axes=(sizes,), values=tuple(row.rate or 0.0 for row in rows))
 

@@ -21,14 +21,14 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile.calibrate.collectives import Collectives
-from farskip_compile.calibrate.findings import Calibration, LinkFindings, Row, with_compute, with_link
-from farskip_compile.calibrate.kernels import Memory, Products
-from farskip_compile.calibrate.ranks import Ranks
+from farskip_compile.calibrate.findings import Calibration, LinkFindings, MeasuredPoint, with_compute, with_link
+from farskip_compile.calibrate.kernels import MemoryBench, ProductBench
+from farskip_compile.calibrate.ranks import MeasuredGroup
 from farskip_compile.calibrate.stopwatch import QUICK_SECONDS, Stopwatch, grids
 from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Curve, HardwareProfile, default_profile
 from farskip_compile.errors import ConfigError
 
-Device = torch.device | str | None
+DeviceLike = torch.device | str | None
 Clock = Callable[[], float]
 DEFAULT_SECONDS = 45.0
 ON_ACCELERATORS = (torch.bfloat16, torch.float32)
@@ -37,10 +37,10 @@ COMPUTE_PART = 0.65
 """Fraction of the budget that goes to compute if there are links to measure, too."""
 
 
-class Options(TypedDict, total=False):
+class CalibrateOptions(TypedDict, total=False):
     """What every way to calibrate takes."""
 
-    device: Device
+    device: DeviceLike
     """What to measure; None: the accelerator that is current, else the CPU."""
     dtypes: Sequence[torch.dtype]
     """Types of the products; by default float32 on a CPU, bfloat16 and float32 on an accelerator."""
@@ -52,7 +52,7 @@ class Options(TypedDict, total=False):
     """Where figures that are not measured come from; None: the shipped profile for the device."""
 
 
-def calibrate(group: dist.ProcessGroup | None = None, **options: Unpack[Options]) -> HardwareProfile:
+def calibrate(group: dist.ProcessGroup | None = None, **options: Unpack[CalibrateOptions]) -> HardwareProfile:
     """Measure compute and links; the same profile on every rank.
 
     Args:
@@ -68,7 +68,7 @@ def calibrate(group: dist.ProcessGroup | None = None, **options: Unpack[Options]
     return measure(group, **options).profile
 
 
-def calibrate_compute(group: dist.ProcessGroup | None = None, **options: Unpack[Options]) -> HardwareProfile:
+def calibrate_compute(group: dist.ProcessGroup | None = None, **options: Unpack[CalibrateOptions]) -> HardwareProfile:
     """Measure compute alone, on all ranks at once; the links are those of `base`.
 
     Args:
@@ -87,7 +87,7 @@ def calibrate_link(
     group: dist.ProcessGroup | None = None,
     *,
     largest: Mapping[CollectiveKind, int] | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[CalibrateOptions],
 ) -> HardwareProfile:
     """`profile` with links that are measured anew: after a change of the network, or from another machine.
 
@@ -115,7 +115,7 @@ def measure(
     largest: Mapping[CollectiveKind, int] | None = None,
     tell: Callable[[str], None] = lambda step: None,
     clock: Clock = time.perf_counter,
-    **options: Unpack[Options],
+    **options: Unpack[CalibrateOptions],
 ) -> Calibration:
     """What `calibrate` does, with every measured point.
 
@@ -139,7 +139,7 @@ def measure(
     current = torch.accelerator.current_accelerator(check_available=True)
     where = torch.device(options.get("device") or current or "cpu")
     dtypes = options.get("dtypes", (torch.float32,) if where.type == "cpu" else ON_ACCELERATORS)
-    ranks = Ranks(group, where)
+    ranks = MeasuredGroup(group, where)
     if not dtypes and compute:
         raise ConfigError("dtypes names no type", way_out="dtypes=(torch.float32,)")
     if not compute and ranks.size == 1:
@@ -181,19 +181,19 @@ def _known_kinds(largest: Mapping[CollectiveKind, int] | None) -> Mapping[Collec
 class _Run:
     """One calibration: who measures, and what has been found so far."""
 
-    ranks: Ranks
+    ranks: MeasuredGroup
     clock: Clock
     quick: bool
     what: str
     report: Callable[[str], None]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MeasuredPoint] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def compute(self, profile: HardwareProfile, dtypes: Sequence[torch.dtype], seconds: float) -> HardwareProfile:
         """`profile` with this machine's compute."""
         watch = Stopwatch(self.ranks.device, self.clock)
         sizes = grids(watch.device, quick=self.quick)
-        memory = Memory(watch, dtypes[0], sizes)
+        memory = MemoryBench(watch, dtypes[0], sizes)
         parts: tuple[tuple[str, Callable[[float], None], float], ...] = (
             ("launches", memory.overheads, 0.02),
             ("memory", memory.streaming, 0.15),
@@ -210,7 +210,7 @@ class _Run:
         for dtype in dtypes:
             self.report(f"products of {str(dtype).removeprefix('torch.')}")
             self.ranks.barrier()
-            products = Products(watch, dtype, sizes, memory.found.launch_seconds)
+            products = ProductBench(watch, dtype, sizes, memory.found.launch_seconds)
             for kind, curve in products.measure(0.6 * seconds / len(dtypes)).items():
                 curves.setdefault(kind, {})[products.name] = curve
             self.rows += products.rows
@@ -237,7 +237,7 @@ class _Run:
         for name, members in plans:
             self.report(f"collectives, {name.replace('_', ' ')}")
             alone = len(members) == 1
-            own = ranks if alone else Ranks(ranks.part(members), ranks.device)
+            own = ranks if alone else MeasuredGroup(ranks.part(members), ranks.device)
             ranks.barrier()
             found = Collectives(own, self.clock).measure(messages, seconds / len(plans), largest)
             findings: LinkFindings = ranks.agreed(found)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from farskip_compile.errors import ConfigError
 
 
-class Ranks:
+class MeasuredGroup:
     """A process group as calibration sees it; None: the default group if there is one, else this process alone.
 
     Args:

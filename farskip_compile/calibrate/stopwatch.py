@@ -31,9 +31,9 @@ from math import prod
 
 import torch
 
-from farskip_compile.json_files import Reader
+from farskip_compile.json_files import JsonReader
 
-Axes = tuple[tuple[int, ...], ...]
+GridAxes = tuple[tuple[int, ...], ...]
 QUICK_SECONDS = 20.0
 """A budget below this measures fewer points."""
 LEAST, MOST = 3, 15
@@ -53,9 +53,9 @@ SIDE = 2048
 class Grids:
     """Sizes to measure. Shapes as in `costs.Curves`; sizes of memory and messages in bytes."""
 
-    matmul: Axes
-    attention: Axes
-    grouped: Axes
+    matmul: GridAxes
+    attention: GridAxes
+    grouped: GridAxes
     heads: int
     """Attention heads: enough to fill the device."""
     groups: int
@@ -70,7 +70,7 @@ def grids(device: torch.device, *, quick: bool) -> Grids:
     """The sizes for a kind of device, from `grids.json`."""
     text = (resources.files("farskip_compile.calibrate") / "grids.json").read_text(encoding="utf-8")
     kind, amount = "cpu" if device.type == "cpu" else "accelerator", "quick" if quick else "thorough"
-    return Reader("grids.json").decode(Grids, json.loads(text)[kind][amount])
+    return JsonReader("grids.json").decode(Grids, json.loads(text)[kind][amount])
 
 
 class Budget:

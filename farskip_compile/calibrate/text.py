@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.calibrate.findings import PAGES, Calibration, Row
+from farskip_compile.calibrate.findings import PAGES, Calibration, MeasuredPoint
 from farskip_compile.profiling.text import time_text
 
 FEW = 8
@@ -56,12 +56,12 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
     return Group(*parts, table, *_summary(found), *notes)
 
 
-def _group(row: Row) -> tuple[str, str | bool]:
+def _group(row: MeasuredPoint) -> tuple[str, str | bool]:
     """Products of one type, kernels bound by memory, or collectives: what is compared with the best of them."""
     return row.unit, row.section.rsplit(" ", 1)[-1] if row.unit == "FLOP/s" else "ranks" in row.section
 
 
-def _some(rows: list[Row]) -> list[Row]:
+def _some(rows: list[MeasuredPoint]) -> list[MeasuredPoint]:
     """Points that are evenly spread over the section, with its first and last."""
     places = sorted({round(index * (len(rows) - 1) / (FEW - 1)) for index in range(FEW)})
     return [rows[place] for place in places]
@@ -80,7 +80,7 @@ def _summary(found: Calibration) -> list[Text]:
     return [Text(line) for line in lines]
 
 
-def size_text(row: Row) -> str:
+def size_text(row: MeasuredPoint) -> str:
     """`1024x512x64`, or `4 MiB`."""
     if len(row.size) > 1:
         return "x".join(map(str, row.size))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from farskip_compile._compat.tensors import in_backward
-from farskip_compile.passes.residual.table import LETTERS, ROW_NAMES, Kind, SubBlock, Table, Term
+from farskip_compile.passes.residual.table import LETTERS, ROW_NAMES, SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity
 
@@ -65,7 +65,7 @@ def assemble(parts: Sequence[Passed]) -> Table:
         offset = layers - 1 if continues else layers
         for local, index in whole.new.items():
             term = part.table.terms[local]
-            stem = LETTERS[term.kind] + ("" if term.kind is Kind.EMBEDDING else str(term.layer + offset))
+            stem = LETTERS[term.kind] + ("" if term.kind is TermKind.EMBEDDING else str(term.layer + offset))
             terms.append(replace(term, index=index, name=_free(stem, taken), layer=term.layer + offset))
         for row in part.table.rows:
             rows.append(
@@ -109,7 +109,7 @@ class _Numbers:
         for term in table.terms:
             if term.carried:
                 held.append(TermSet.of(apart[place] for place in term.carried))
-            elif term.kind is Kind.EMBEDDING and known:
+            elif term.kind is TermKind.EMBEDDING and known:
                 held.append(settled)
             else:
                 new[term.index] = known + len(new)

@@ -2,8 +2,8 @@
 """How a model is asked about a batch so that its logits are never whole.
 
 In:    a model and its output head (`head`), if there is one that can be run by itself; layers whose stream is wanted.
-Out:   `Asking`: a function of a batch that returns an `Answer`: hidden states, from which the losses compute logits
-       chunk by chunk (`losses`), and what each layer left in the residual stream.
+Out:   `Asking`: a function of a batch that returns an `ModelOutput`: hidden states, from which the losses compute
+       logits chunk by chunk (`losses`), and what each layer left in the residual stream.
 Never: a forward that stays replaced after a call.
 
 Algorithm:
@@ -68,7 +68,7 @@ class Hidden:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class ModelOutput:
     """What a model said about a batch."""
 
     logits: torch.Tensor
@@ -119,7 +119,7 @@ class Asking:
 
     def of(
         self, function: Callable[..., Any], known: Mapping[str, torch.Tensor] | None = None
-    ) -> Callable[[Batch], Answer]:
+    ) -> Callable[[Batch], ModelOutput]:
         """`function`, which is called as the model is, as a function of a batch.
 
         Args:
@@ -135,7 +135,7 @@ class Asking:
 
     def _ask(
         self, logits_of: Callable[[Batch], torch.Tensor], values: Mapping[str, torch.Tensor] | None, batch: Batch
-    ) -> Answer:
+    ) -> ModelOutput:
         with self._replaced():
             logits = logits_of(batch)
             states, streams = self._kept.states, tuple(_settled(one) for one in self._kept.streams if one is not None)
@@ -147,12 +147,12 @@ class Asking:
             )
         if self.head is None:
             self._check_size(logits)
-            return Answer(logits, None, streams)
+            return ModelOutput(logits, None, streams)
         assert states is not None
         kind = logits.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         values = values if values is not None else self.head.values()
-        return Answer(logits, Hidden(whole(states), self.head, values, precision), streams)
+        return ModelOutput(logits, Hidden(whole(states), self.head, values, precision), streams)
 
     def _check_size(self, logits: torch.Tensor) -> None:
         size = logits.numel() * max(logits.element_size(), 4)

@@ -24,8 +24,8 @@ from torch import nn
 from farskip_compile.causal.asking import MEMORY, Hidden
 from farskip_compile.causal.batches import Batch
 from farskip_compile.causal.losses import by_sequence
-from farskip_compile.causal.ranks import Ranks
-from farskip_compile.causal.teacher import Teacher, TopLogits, evaluating
+from farskip_compile.causal.ranks import TrainingRanks
+from farskip_compile.causal.teacher import TeacherFunction, TopLogits, evaluating
 from farskip_compile.errors import ConfigError
 
 KEPT = 2**30
@@ -97,7 +97,9 @@ class Evaluation:
         ConfigError: the ranks have different numbers of batches, so that an exchange of tokens would hang.
     """
 
-    def __init__(self, batches: Sequence[Batch], teacher: Teacher | None, ranks: Ranks, memory: int = MEMORY) -> None:
+    def __init__(
+        self, batches: Sequence[Batch], teacher: TeacherFunction | None, ranks: TrainingRanks, memory: int = MEMORY
+    ) -> None:
         self.batches, self.teacher, self.ranks, self.memory = batches, teacher, ranks, memory
         total, squares = ranks.sum(len(batches), len(batches) ** 2)
         if squares * ranks.size != total**2:

@@ -40,7 +40,7 @@ OPEN = 0.05
 
 
 @dataclass(frozen=True)
-class Tail:
+class HeadStep:
     """One elementwise operator after the head."""
 
     operator: Any
@@ -60,7 +60,7 @@ class Head:
     """See the module."""
 
     module: nn.Module
-    tails: tuple[Tail, ...]
+    tails: tuple[HeadStep, ...]
     vocabulary: int
     names: Mapping[str, str]
     """Parameters and buffers of the module: their names in it -> the names that the model has for the same tensors."""
@@ -162,7 +162,7 @@ class _Path:
     module: nn.Module
     states: torch.Tensor
     """What the module was given."""
-    tails: tuple[Tail, ...] = ()
+    tails: tuple[HeadStep, ...] = ()
 
 
 class _Trace(OperatorMode):
@@ -200,7 +200,7 @@ class _Trace(OperatorMode):
             place, before = tensors[0]
             if _is_elementwise(func):
                 bare = tuple(None if at == place else one for at, one in enumerate(args))
-                self.paths[out] = _Path(known.module, known.states, (*known.tails, Tail(func, place, bare, kwargs)))
+                self.paths[out] = _Path(known.module, known.states, (*known.tails, HeadStep(func, place, bare, kwargs)))
             elif _is_same_view(out, before):
                 self.paths[out] = known
         return out

@@ -27,12 +27,12 @@ from farskip_compile.causal.batches import IGNORED
 from farskip_compile.causal.teacher import TopLogits
 
 Said = torch.Tensor | Hidden
-Known = torch.Tensor | Hidden | TopLogits
+TeacherOutput = torch.Tensor | Hidden | TopLogits
 Measure = Callable[[torch.Tensor, torch.Tensor | TopLogits | None, torch.Tensor], torch.Tensor]
 """Of a student's logits [N, V], what is known of its teacher's, and targets [N]: a number for each position [N]."""
 
 
-def forward_kl(student: Said, teacher: Known, targets: torch.Tensor, memory: int = MEMORY) -> torch.Tensor:
+def forward_kl(student: Said, teacher: TeacherOutput, targets: torch.Tensor, memory: int = MEMORY) -> torch.Tensor:
     """KL(teacher || student) in nats, summed over the positions that have a target."""
     return _summed(_kl, student, teacher, targets, memory)
 
@@ -42,14 +42,16 @@ def next_token_loss(student: Said, targets: torch.Tensor, memory: int = MEMORY) 
     return _summed(_cross_entropy, student, None, targets, memory)
 
 
-def agreement(student: Said, teacher: Known, targets: torch.Tensor, memory: int = MEMORY) -> torch.Tensor:
+def agreement(student: Said, teacher: TeacherOutput, targets: torch.Tensor, memory: int = MEMORY) -> torch.Tensor:
     """The number of positions with a target at which both give the largest probability to the same token."""
     with torch.no_grad():
         return _summed(_agrees, student, teacher, targets, memory)
 
 
 @torch.no_grad()
-def by_sequence(student: Said, teacher: Known | None, targets: torch.Tensor, memory: int = MEMORY) -> torch.Tensor:
+def by_sequence(
+    student: Said, teacher: TeacherOutput | None, targets: torch.Tensor, memory: int = MEMORY
+) -> torch.Tensor:
     """Cross-entropy, KL, agreements and targets of each sequence: [4, B], sums in float64.
 
     Without a teacher, KL and agreements are 0.
@@ -67,7 +69,9 @@ def by_sequence(student: Said, teacher: Known | None, targets: torch.Tensor, mem
     return found
 
 
-def _summed(measure: Measure, student: Said, teacher: Known | None, targets: torch.Tensor, memory: int) -> torch.Tensor:
+def _summed(
+    measure: Measure, student: Said, teacher: TeacherOutput | None, targets: torch.Tensor, memory: int
+) -> torch.Tensor:
     chosen = targets != IGNORED
     wanted = targets[chosen]
 

@@ -3,8 +3,8 @@
 
 In:    a model on each rank of the default process group, each with data of its own; parameters are either the same on
        all ranks (data parallelism) or parts of one that is spread over them (experts).
-Out:   `Ranks`: sums over ranks, the gradients of a step as one process would have them, their common norm; parameters
-       put together.
+Out:   `TrainingRanks`: sums over ranks, the gradients of a step as one process would have them, their common norm;
+       parameters put together.
 Never: guesses what is a part. `sharded=...` says so, or it is detected: what differs between the ranks is a part. A
        parameter that is the same number everywhere (a bias of zeros) may be either, so next to parts it must be given.
 
@@ -40,7 +40,7 @@ from farskip_compile.writing.locks import exclusive
 Sharded = Callable[[str, nn.Parameter], bool]
 
 
-class Ranks:
+class TrainingRanks:
     """The ranks that train one model together; a single process is one rank.
 
     `sharded`: whether a parameter, by name, is this rank's part of one; None: it is detected.
@@ -132,7 +132,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def run_alone(folder: Path | None, ranks: Ranks, way_out: str) -> Iterator[None]:
+def run_alone(folder: Path | None, ranks: TrainingRanks, way_out: str) -> Iterator[None]:
     """Have `folder` for this run alone (`locks.exclusive`): the first rank locks it, and all hear if it can't.
 
     Raises:

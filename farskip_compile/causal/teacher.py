@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from farskip_compile.causal.asking import MEMORY, Answer, Asking, Hidden, at_a_time
+from farskip_compile.causal.asking import MEMORY, Asking, Hidden, ModelOutput, at_a_time
 from farskip_compile.causal.batches import Batch, caller
 from farskip_compile.causal.fully_sharded import at_rest, exchanged, units, values_of
 from farskip_compile.errors import ConfigError
@@ -65,7 +65,7 @@ def _largest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, indices
 
 
-Teacher = Callable[[Batch], torch.Tensor | Hidden | TopLogits]
+TeacherFunction = Callable[[Batch], torch.Tensor | Hidden | TopLogits]
 """Gives what the losses take of the original for a batch; without gradients."""
 
 
@@ -97,10 +97,10 @@ class FrozenTeacher:
             return functional_call(model, values, args, kwargs)
 
         logits = caller(frozen, model)
-        self._ask = asking.of(frozen, values) if asking is not None else lambda batch: Answer(logits(batch))
+        self._ask = asking.of(frozen, values) if asking is not None else lambda batch: ModelOutput(logits(batch))
 
     @torch.no_grad()
-    def answer(self, batch: Batch) -> Answer:
+    def answer(self, batch: Batch) -> ModelOutput:
         """All that the model says."""
         with evaluating(self.model), self.as_written():
             found = self._ask(batch)
@@ -112,7 +112,7 @@ class FrozenTeacher:
         """Logits [B, T, V], or hidden states to compute them from."""
         return self.answer(batch).said
 
-    def check_frozen(self, batch: Batch, before: Answer) -> None:
+    def check_frozen(self, batch: Batch, before: ModelOutput) -> None:
         """Find a teacher that moves with its student: what it says must be what it was, bit for bit.
 
         Raises:
@@ -129,7 +129,7 @@ class FrozenTeacher:
             )
 
 
-def _told(answer: Answer) -> Iterator[torch.Tensor]:
+def _told(answer: ModelOutput) -> Iterator[torch.Tensor]:
     yield answer.logits
     yield from answer.streams
     if answer.hidden is not None:

@@ -53,7 +53,7 @@ def calibrate_command(
     """Measure this machine on the ranks of torchrun, or on one: a profile for the backend's option "profile"."""
     import torch
 
-    from farskip_compile.calibrate.main import Options, measure
+    from farskip_compile.calibrate.main import CalibrateOptions, measure
     from farskip_compile.calibrate.text import calibration_text
     from farskip_compile.cli.progress import working
     from farskip_compile.costs import load_profile
@@ -64,7 +64,7 @@ def calibrate_command(
             out.touch()
     except OSError as error:
         raise cannot_write(out, error, "FILE") from None
-    chosen: Options = {
+    chosen: CalibrateOptions = {
         "device": device,
         "budget_seconds": budget if budget is not None else QUICK if quick else NORMAL,
         "ranks_per_node": ranks_per_node,

@@ -17,7 +17,7 @@ import typer
 from farskip_compile.cli.output import AsJson, cannot_write, show_document
 
 if TYPE_CHECKING:
-    from farskip_compile.demo.results import Case, Comparison
+    from farskip_compile.demo.results import DemoCase, DemoComparison
 
 
 def demo_command(
@@ -40,7 +40,7 @@ def demo_command(
     console.print("This takes a minute or so; most of it is Inductor building kernels the first time.", style="dim")
     with working("starting") as work:
 
-        def done(case: Case | Comparison) -> None:
+        def done(case: DemoCase | DemoComparison) -> None:
             with work.aside():
                 console.print(case_lines(case, console))
 

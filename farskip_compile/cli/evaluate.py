@@ -68,11 +68,11 @@ def evaluate_command(
     quiet("torch", "lm_eval")
     from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.evaluation.difference import Limits
-    from farskip_compile.evaluation.run import Settings, evaluate
+    from farskip_compile.evaluation.difference import MetricLimits
+    from farskip_compile.evaluation.run import EvaluationSettings, evaluate
     from farskip_compile.evaluation.table import comparison_table
 
-    settings = Settings(
+    settings = EvaluationSettings(
         limit=limit,
         num_fewshot=num_fewshot,
         batch_size=batch_size if batch_size == "auto" else int(batch_size),
@@ -81,7 +81,7 @@ def evaluate_command(
         include_path=include_path,
         apply_chat_template=apply_chat_template,
         inner=value_of(inner),
-        limits=Limits(named, max_drop),
+        limits=MetricLimits(named, max_drop),
     )
     console = Terminal(stderr=True)  # lines, no spinner: lm-eval draws bars of its own on a terminal
     with shown_errors(), Heartbeat(Terminal(stderr=True, quiet=sys.stderr.isatty())) as heart:

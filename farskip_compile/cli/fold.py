@@ -59,7 +59,7 @@ def fold_command(
     import torch
 
     from farskip_compile.causal.batches import arguments, as_batch
-    from farskip_compile.causal.ranks import Ranks
+    from farskip_compile.causal.ranks import TrainingRanks
     from farskip_compile.cli.progress import bars
     from farskip_compile.describe import describe
     from farskip_compile.distill.checkpoints import save_checkpoint
@@ -96,7 +96,7 @@ def fold_command(
             )
         notes = {"fold": {"kl_before": found.kl_before, "kl_after": found.kl_after, "tokens": found.tokens}}
         healed = dataclasses.replace(manifest, healing=notes)
-        save_checkpoint(model, healed, out / "model", Ranks(model), also=tokenizer.save_pretrained)
+        save_checkpoint(model, healed, out / "model", TrainingRanks(model), also=tokenizer.save_pretrained)
     show(as_json, found.to_json, lambda _: fold_table(found), [("Checkpoint and manifest", out / "model")])
 
 

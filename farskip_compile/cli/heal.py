@@ -177,7 +177,7 @@ def heal_command(
     from farskip_compile.explain import text
     from farskip_compile.heal.main import Declined, Talk, heal
     from farskip_compile.heal.page import terminal_page
-    from farskip_compile.heal.settings import Settings
+    from farskip_compile.heal.settings import HealSettings
 
     console = Terminal(stderr=as_json)
 
@@ -207,7 +207,7 @@ def heal_command(
         agrees=agrees,
     )
     with shown_errors(), heart:
-        settings = Settings(
+        settings = HealSettings(
             checkpoint=checkpoint,
             data=_files(data, "--data"),
             out=out,

@@ -17,7 +17,7 @@ from farskip_compile.cli.command import missing_package
 from farskip_compile.cli.output import shown_errors
 
 if TYPE_CHECKING:
-    from farskip_compile.zoo.model_source import Loaded
+    from farskip_compile.zoo.model_source import LoadedModel
 
 BUILT_IN = ("deepseek_v3", "qwen3_moe", "llama4", "mixtral", "transformers:FAMILY")
 """Repeated here from `zoo.model_source.built_in_names`, which needs torch: help does not."""
@@ -49,12 +49,12 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def load_model(model: str) -> Loaded:
+def load_model(model: str) -> LoadedModel:
     """The model and its inputs that MODEL names."""
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError
-    from farskip_compile.explain import Refusal
+    from farskip_compile.explain import RefusedModel
     from farskip_compile.explain.text import refusal
     from farskip_compile.zoo.model_source import load
 
@@ -68,6 +68,6 @@ def load_model(model: str) -> Loaded:
             if missing_package(error):
                 raise
             last = traceback.extract_tb(error.__traceback__)[-1]
-            raised = Refusal(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
+            raised = RefusedModel(type(error).__name__, f"{model} raised: {error}", f"at {last.filename}:{last.lineno}")
             Terminal(stderr=True).print(refusal(raised))
             raise typer.Exit(1) from None

@@ -75,7 +75,7 @@ class Heartbeat:
                 self._console.print(line, style="dim", soft_wrap=True)
 
 
-class Work:
+class ProgressBar:
     """What is shown while it is going on. Any thread may call it."""
 
     def __init__(self, console: Terminal, bar: Progress | None, heart: Heartbeat | None = None) -> None:
@@ -111,7 +111,7 @@ class Work:
 
 
 @contextlib.contextmanager
-def working(step: str = "", *, quiet: bool = False) -> Iterator[Work]:
+def working(step: str = "", *, quiet: bool = False) -> Iterator[ProgressBar]:
     """Show that something goes on until the block ends.
 
     Args:
@@ -121,18 +121,18 @@ def working(step: str = "", *, quiet: bool = False) -> Iterator[Work]:
     """
     console = Terminal(stderr=True, quiet=quiet)
     if quiet:
-        yield Work(console, None)
+        yield ProgressBar(console, None)
         return
     if not _redraws(console):
         with Heartbeat(console) as heart:
             heart.begin(step, shown=False)
-            yield Work(console, None, heart)
+            yield ProgressBar(console, None, heart)
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-        work = Work(console, bar)
+        work = ProgressBar(console, bar)
         if step:
             work(step)
         yield work
@@ -151,7 +151,7 @@ def bars(names: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
     console = Terminal(stderr=True)
     if not _redraws(console):
         with Heartbeat(console) as heart:
-            work = Work(console, None, heart)
+            work = ProgressBar(console, None, heart)
             yield lambda part, done, total: work(f"{names[part]}: {total} steps")
         return
     from rich.progress import Progress

@@ -177,10 +177,10 @@ def simulate_command(
 
 
 def _loads(path: Path | None) -> tuple[float, ...] | None:
-    from farskip_compile.json_files import Reader, read_json
+    from farskip_compile.json_files import JsonReader, read_json
 
     if path is None:
         return None
     way_out = "a JSON list of numbers, one for each expert"
     found: Any = read_json(path, "loads", way_out=way_out)
-    return Reader(str(path), way_out=way_out).value(tuple[float, ...], found, "the whole")
+    return JsonReader(str(path), way_out=way_out).value(tuple[float, ...], found, "the whole")

@@ -19,7 +19,7 @@ from farskip_compile.cli.output import AsJson, needs, show, shown_errors
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from farskip_compile.vllm.compare import Comparison
+    from farskip_compile.vllm.compare import ServingComparison
 
 
 def verify_serving_command(
@@ -75,7 +75,7 @@ def _mapping(text: str, option: str) -> dict[str, Any]:
     return found
 
 
-def _table(found: Comparison, texts: tuple[str, ...]) -> Table:
+def _table(found: ServingComparison, texts: tuple[str, ...]) -> Table:
     from rich.table import Table
 
     verdict = "served as asked" if found.holds else "NOT SERVED AS ASKED"

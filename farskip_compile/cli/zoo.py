@@ -43,7 +43,7 @@ def zoo_command(
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.zoo.families import moe_families
-    from farskip_compile.zoo.run import Entry, check_family
+    from farskip_compile.zoo.run import ZooEntry, check_family
     from farskip_compile.zoo.table import page as markdown
     from farskip_compile.zoo.table import summary, text
 
@@ -62,7 +62,7 @@ def zoo_command(
     with shown_errors():
         recorded = read_recorded(against) if against is not None else []  # which `page` may overwrite
     errors = Terminal(stderr=True)
-    entries: list[Entry] = []
+    entries: list[ZooEntry] = []
     with working() as work:
         for family in wanted:
             work(f"{len(entries) + 1} of {len(wanted)}: {family.model_type}")
@@ -91,10 +91,10 @@ def read_recorded(path: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: it can't be read, or is something else.
     """
-    from farskip_compile.json_files import Reader, read_json
+    from farskip_compile.json_files import JsonReader, read_json
 
     way_out = "the JSON file beside a page that `farskip zoo --page` wrote"
-    reader = Reader(str(path), way_out=way_out)
+    reader = JsonReader(str(path), way_out=way_out)
     found = read_json(path, "earlier run", way_out=way_out)
     recorded = []
     for number, entry in enumerate(reader.value(tuple[Any, ...], found, "the whole")):

@@ -15,17 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farskip_compile._compat import CustomGraphPass
-from farskip_compile.config.checks import Inner, Pieces, PiecesAlong, check_options, group_name
+from farskip_compile.config.checks import Inner, PieceCount, PiecesAlong, check_options, group_name
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.declare import all_declared
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.rewire.request import Connectivity
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.text_utils import did_you_mean
 
-__all__ = ["FarSkipConfig", "Inner", "Pieces", "PiecesAlong", "Resolved", "resolve"]
+__all__ = ["FarSkipConfig", "Inner", "PieceCount", "PiecesAlong", "Resolved", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class FarSkipConfig:
     """Tensor parallelism: reduce the attention's and the shared experts' partial sums together (one all-reduce for
     both), or under `connectivity="mlp"` those of a whole layer. Equal in real arithmetic, not bit for bit."""
 
-    pieces: Pieces = 1
+    pieces: PieceCount = 1
     """In how many pieces exchanges of tokens are cut, with the experts between them, so that one piece is on its way
     while experts work on another: 1, 2, 4, or `"auto"`, the number with the least estimated time. For any
     `connectivity`, `"none"` above all: no function changes, but products of fewer rows may round otherwise. Needs
@@ -91,7 +91,7 @@ class FarSkipConfig:
     """Hardware profile that costs are estimated from: the name of a shipped one, the path of a JSON file, or a
     `farskip_compile.costs.HardwareProfile`. None: by the device. Must be the same on all ranks."""
 
-    memory_increase: float = Limits.memory_increase
+    memory_increase: float = MemoryLimits.memory_increase
     """Fraction by which scheduling may raise the estimated peak of all memory that a graph holds, parameters and other
     inputs included, over what it is unscheduled. In layers compiled one by one, the parameters of the other layers are
     a part of it."""
@@ -100,7 +100,7 @@ class FarSkipConfig:
     """Rows that the fullest rank gets in a dispatch without drops, over the mean; costs and memory are estimated for
     that rank. 1: balanced. It does not matter where the sizes do not depend on data."""
 
-    in_flight_bytes: int = Limits.in_flight_bytes
+    in_flight_bytes: int = MemoryLimits.in_flight_bytes
     """Bytes that collectives in flight may read and write in all."""
 
     ep_group: str | Any | None = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from farskip_compile.config import FarSkipConfig
 
 Inner = Literal["inductor", "aot_eager", "eager"]
-Pieces = Literal[1, 2, 4, "auto"]
+PieceCount = Literal[1, 2, 4, "auto"]
 PiecesAlong = Literal["auto", "experts", "tokens"]
 
 
@@ -91,8 +91,8 @@ def _check_types(config: FarSkipConfig) -> None:
         _require(config, name, is_bool, "is not a bool", f"{name}=True or {name}=False")
     if not isinstance(config.inductor, Mapping) or not all(isinstance(key, str) for key in config.inductor):
         raise ConfigError("inductor= takes a dictionary of Inductor options", way_out="inductor={...}")
-    known = config.pieces == "auto" or (_is_integer(config.pieces) and config.pieces in get_args(Pieces))
-    _require(config, "pieces", known, "is unknown", f"one of {', '.join(map(repr, get_args(Pieces)))}")
+    known = config.pieces == "auto" or (_is_integer(config.pieces) and config.pieces in get_args(PieceCount))
+    _require(config, "pieces", known, "is unknown", f"one of {', '.join(map(repr, get_args(PieceCount)))}")
     is_count = _is_integer(config.micro_batches) and config.micro_batches in (1, 2)
     _require(config, "micro_batches", is_count, "is unknown", "1 or 2")
     along = config.pieces_along in get_args(PiecesAlong)

@@ -49,7 +49,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.distributed import group_size, is_group, world_size
-from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
+from farskip_compile.costs.memory import SizeHint, tensor_bytes, tensors_of
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.passes.graph import comms, ops, user_calls
@@ -76,7 +76,7 @@ class CollectiveCost:
     """The smaller of the two, of an all-to-all in which the two differ."""
 
 
-def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
+def collective_cost(node: fx.Node, size: SizeHint) -> CollectiveCost:
     """What the launch `node` moves, or that of an earlier graph that the wait `node` is for.
 
     Args:
@@ -105,7 +105,7 @@ def collective_cost(node: fx.Node, size: Size) -> CollectiveCost:
     return CollectiveCost(kind, most, group, ranks, fewer if kind == "all_to_all" and fewer < most else None)
 
 
-def _arriving(wait: fx.Node, flight: tuple[str, str], size: Size) -> CollectiveCost:
+def _arriving(wait: fx.Node, flight: tuple[str, str], size: SizeHint) -> CollectiveCost:
     """What a launch of an earlier graph moves, by what arrives here."""
     operator, group = flight
     kind: CollectiveKind = next((kind for kind in COLLECTIVE_KINDS if operator.startswith(kind)), "broadcast")

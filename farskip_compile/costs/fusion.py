@@ -27,7 +27,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat import OpOverload
-from farskip_compile.costs.memory import LOOKUPS, Size, is_free, node_bytes, tensor_bytes, tensors_of, traffic
+from farskip_compile.costs.memory import LOOKUPS, SizeHint, is_free, node_bytes, tensor_bytes, tensors_of, traffic
 from farskip_compile.passes.graph import comms, ops
 
 FUSIBLE = LOOKUPS | frozenset([
@@ -54,7 +54,7 @@ def _is_fusible(target: OpOverload, name: str) -> bool:
     return torch.Tag.pointwise in target.tags or torch.Tag.reduction in target.tags or name in FUSIBLE
 
 
-def fused_traffic(node: fx.Node, size: Size) -> tuple[int, int]:
+def fused_traffic(node: fx.Node, size: SizeHint) -> tuple[int, int]:
     """Bytes that `node` still (reads, writes) after fusion; as they are if it can't be fused."""
     read, written = traffic(node, size)
     if not is_fusible(node):
@@ -83,7 +83,7 @@ def readers(node: fx.Node) -> Iterator[fx.Node]:
             yield user
 
 
-def fresh_bytes(graph: fx.Graph, size: Size) -> dict[fx.Node, int]:
+def fresh_bytes(graph: fx.Graph, size: SizeHint) -> dict[fx.Node, int]:
     """Bytes of new memory by node, for the nodes that take any."""
     large = {node: total for node in graph.nodes if (total := _own_bytes(node, size)) >= LARGE}
     if not large:
@@ -112,7 +112,7 @@ def fresh_bytes(graph: fx.Graph, size: Size) -> dict[fx.Node, int]:
     return found
 
 
-def _own_bytes(node: fx.Node, size: Size) -> int:
+def _own_bytes(node: fx.Node, size: SizeHint) -> int:
     """Bytes of the memory that `node` makes; 0 for a view, an input, and what fuses into its readers."""
     if node.op != "call_function" or is_free(node) or comms.is_collective(node) or comms.is_wait(node):
         return 0

@@ -34,7 +34,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile.costs.fusion import tagged
-from farskip_compile.costs.memory import Size, tensor_bytes, tensors_of
+from farskip_compile.costs.memory import SizeHint, tensor_bytes, tensors_of
 from farskip_compile.passes.graph import ops
 
 SERIES = ("cos", "exp", "exp2", "expm1", "log2", "reciprocal", "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt")
@@ -49,7 +49,7 @@ has no fast series."""
 TRANSPOSES = ("permute", "transpose", "t")
 
 
-def element_ops(node: fx.Node, size: Size) -> int:
+def element_ops(node: fx.Node, size: SizeHint) -> int:
     """Elementwise operations of `node` by itself, over the larger of what it reads and what it makes."""
     if (count := weight(node)) == 0:
         return 0
@@ -76,7 +76,7 @@ def _weight(name: str, target: OpOverload) -> int:
     return WEIGHTS.get(name, 1) if is_arithmetic else 0
 
 
-def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:
+def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: SizeHint) -> int:
     """Elementwise operations of a kernel that was fused from `loops`."""
     merged: list[tuple[tuple[bool, int], dict[fx.Node, None]]] = []
     for nodes in loops:
@@ -95,7 +95,7 @@ def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: Size) -> int:
     return sum(loop_ops(list(nodes), size) + steps for (_, steps), nodes in merged)
 
 
-def loop_ops(nodes: Sequence[fx.Node], size: Size) -> int:
+def loop_ops(nodes: Sequence[fx.Node], size: SizeHint) -> int:
     """Elementwise operations of the loop that computes `nodes`."""
     shapes = {node: _steps(node, size) for node in nodes if weight(node)}
     if not shapes:
@@ -108,7 +108,7 @@ def loop_ops(nodes: Sequence[fx.Node], size: Size) -> int:
     )
 
 
-def transposed_bytes(nodes: Sequence[fx.Node], size: Size) -> int:
+def transposed_bytes(nodes: Sequence[fx.Node], size: SizeHint) -> int:
     """Bytes that the loop of `nodes` reads or writes across the memory's order; both sides of such a copy."""
     moved = [node for node in nodes if _moves_the_innermost(node)]
     values = [value for node in moved for value in tensors_of(ops.fake(node))]
@@ -129,7 +129,7 @@ def _moves_the_innermost(node: fx.Node) -> bool:
     return any(isinstance(dim, int) and dim % value.dim() == value.dim() - 1 for dim in node.args[1:3])
 
 
-def _steps(node: fx.Node, size: Size) -> tuple[int, ...]:
+def _steps(node: fx.Node, size: SizeHint) -> tuple[int, ...]:
     """The shape that `node` runs over: that of its value, or of what it reduces."""
     reads = node.all_input_nodes if tagged(node, torch.Tag.reduction) else []
     values = [value for one in (node, *reads) for value in tensors_of(ops.fake(one))]

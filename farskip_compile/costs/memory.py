@@ -24,7 +24,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload
 from farskip_compile.passes.graph import ops
 
-Size = Callable[[int | torch.SymInt], int]
+SizeHint = Callable[[int | torch.SymInt], int]
 """Turns a size, which may be symbolic, into a number; see `sizes.SizeHints`."""
 
 FREE_OPS = frozenset([
@@ -49,7 +49,7 @@ SCATTERS = frozenset(
 """They write some places of the first argument."""
 
 
-class Sizes(ABC):
+class NodeBytes(ABC):
     """A function from sizes to numbers that remembers the bytes of nodes: each is asked for by all its readers."""
 
     def __init__(self) -> None:
@@ -67,12 +67,12 @@ class Sizes(ABC):
         return known
 
 
-def node_bytes(node: fx.Node, size: Size) -> int:
+def node_bytes(node: fx.Node, size: SizeHint) -> int:
     """Bytes of the value of a node, all its tensors."""
-    return size.bytes_of(node) if isinstance(size, Sizes) else _bytes(node, size)
+    return size.bytes_of(node) if isinstance(size, NodeBytes) else _bytes(node, size)
 
 
-def _bytes(node: fx.Node, size: Size) -> int:
+def _bytes(node: fx.Node, size: SizeHint) -> int:
     return sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(node)))
 
 
@@ -85,7 +85,7 @@ def tensors_of(value: object) -> list[torch.Tensor]:
     return [tensor for part in value for tensor in tensors_of(part)] if isinstance(value, list | tuple) else []
 
 
-def tensor_bytes(value: torch.Tensor, size: Size) -> int:
+def tensor_bytes(value: torch.Tensor, size: SizeHint) -> int:
     """Bytes of the elements that `value` shows; a broadcast dimension (stride 0) counts once."""
     strides = value.stride() if value.layout is torch.strided else (1,) * value.dim()
     count = value.dtype.itemsize
@@ -113,7 +113,7 @@ def is_sync(node: fx.Node) -> bool:
     return not (isinstance(source, fx.Node) and ops.op_name(source) == "farskip::on_host")
 
 
-def traffic(node: fx.Node, size: Size) -> tuple[int, int]:
+def traffic(node: fx.Node, size: SizeHint) -> tuple[int, int]:
     """Bytes that the operator `node` (read, wrote) if it runs alone."""
     name = ops.op_name(node)
     written = node_bytes(node, size)

@@ -31,7 +31,7 @@ from torch import fx
 from farskip_compile._compat import HigherOrderOperator, OpOverload
 from farskip_compile.costs.fusion import fused_traffic
 from farskip_compile.costs.loops import element_ops
-from farskip_compile.costs.memory import Size, is_free, is_sync, tensors_of, traffic
+from farskip_compile.costs.memory import SizeHint, is_free, is_sync, tensors_of, traffic
 from farskip_compile.costs.products import count_flops, executed_part, flop_kind, formula_of, is_backward, product_shape
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.graph import comms, ops
@@ -79,7 +79,7 @@ class OpCost:
 FREE = OpCost(0, 0, 0, None, "free", launches=0)
 
 
-def op_cost(node: fx.Node, size: Size, *, fused: bool = False) -> OpCost:
+def op_cost(node: fx.Node, size: SizeHint, *, fused: bool = False) -> OpCost:
     """What `node` computes, reads and writes.
 
     Args:

@@ -26,7 +26,7 @@ from torch import fx
 from farskip_compile._compat import OpOverload
 from farskip_compile._compat.costs import flop_registry
 from farskip_compile._compat.tensors import parameters
-from farskip_compile.costs.memory import Size
+from farskip_compile.costs.memory import SizeHint
 from farskip_compile.passes.graph import ops
 
 FlopKind = Literal["matmul", "attention", "grouped_matmul"]
@@ -40,13 +40,13 @@ ATTENTION_BACKWARD = flop_registry[aten._scaled_dot_product_flash_attention_back
 Shape3 = tuple[int, int, int]
 
 
-class Shape(tuple[int, ...]):
+class ShapeTensor(tuple[int, ...]):
     """Stands for a tensor in a formula: some formulas take shapes, others take tensors and ask for their shape."""
 
     device = torch.device("meta")
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ShapeTensor:
         """Itself."""
         return self
 
@@ -61,7 +61,7 @@ def formula_of(node: fx.Node) -> Callable[..., Any] | None:
     return EXTRA.get(ops.op_name(node)) or flop_registry.get(target)
 
 
-def count_flops(node: fx.Node, formula: Callable[..., Any], size: Size) -> int:
+def count_flops(node: fx.Node, formula: Callable[..., Any], size: SizeHint) -> int:
     """FLOPs of `node`.
 
     Formulas assert that sizes fit. Where estimates of data-dependent sizes do not, all that is known is counted: each
@@ -72,8 +72,8 @@ def count_flops(node: fx.Node, formula: Callable[..., Any], size: Size) -> int:
     try:
         return int(formula(*args, **kwargs, out_val=out))
     except AssertionError:
-        first = next(shape for shape in args if isinstance(shape, Shape) and len(shape) > 1)
-        return _row_by_row(first, out_val=out if isinstance(out, Shape) else out[0])
+        first = next(shape for shape in args if isinstance(shape, ShapeTensor) and len(shape) > 1)
+        return _row_by_row(first, out_val=out if isinstance(out, ShapeTensor) else out[0])
 
 
 def flop_kind(node: fx.Node) -> FlopKind:
@@ -104,21 +104,21 @@ def executed_part(node: fx.Node, keys: int | None) -> float:
     return 1.0
 
 
-def shapes(value: Any, size: Size) -> Any:
+def shapes(value: Any, size: SizeHint) -> Any:
     """`value` with tensors as shapes and symbolic numbers as numbers."""
     if isinstance(value, torch.Tensor):
-        return Shape(size(length) for length in value.shape)
+        return ShapeTensor(size(length) for length in value.shape)
     if isinstance(value, torch.SymInt):
         return size(value)
     return tuple(shapes(part, size) for part in value) if isinstance(value, list | tuple) else value
 
 
-def _grouped(a: Shape, b: Shape, *_: Any, **__: Any) -> int:
+def _grouped(a: ShapeTensor, b: ShapeTensor, *_: Any, **__: Any) -> int:
     """[T, K] by [G, K, N]: rows by weights; [G, M, K] by [K, T]; [M, T] by [T, N]: a weight gradient; or a batch."""
     return 2 * prod(a if len(a) == 2 or len(b) == 3 else a[1:]) * b[-1]
 
 
-def _row_by_row(x: Shape, *_: Any, out_val: Shape, **__: Any) -> int:
+def _row_by_row(x: ShapeTensor, *_: Any, out_val: ShapeTensor, **__: Any) -> int:
     """Each element of the result is a dot product along the last dimension of an operand, here the first."""
     return 2 * prod(out_val) * x[-1]
 
@@ -143,7 +143,7 @@ FACTORS = {
 """By operator, the position of its first factor; the second one follows it."""
 
 
-def product_shape(node: fx.Node, size: Size) -> tuple[int, Shape3 | None]:
+def product_shape(node: fx.Node, size: SizeHint) -> tuple[int, Shape3 | None]:
     """(how many products, the sizes of one); (1, None) if the operator is not known here."""
     name = ops.op_name(node)
     if "attention" in name or "attn" in name:
@@ -170,7 +170,7 @@ def is_backward(node: fx.Node) -> bool:
     return "backward" in ops.op_name(node)
 
 
-def _attention(node: fx.Node, size: Size) -> tuple[int, Shape3 | None]:
+def _attention(node: fx.Node, size: SizeHint) -> tuple[int, Shape3 | None]:
     """Query and key are the first operands of four dimensions; of a backward the gradient comes before them."""
     found = [value for arg in node.args if (value := _lengths(arg, size)) and len(value) == 4]
     query, key = found[1:3] if is_backward(node) and len(found) > 2 else (*found[:2], (), ())[:2]
@@ -191,6 +191,6 @@ def _groups(first: tuple[int, ...], second: tuple[int, ...], out: tuple[int, ...
     return groups, (out[-2], max(first[1] // groups, 1), out[-1])
 
 
-def _lengths(arg: object, size: Size) -> tuple[int, ...]:
+def _lengths(arg: object, size: SizeHint) -> tuple[int, ...]:
     value = ops.tensor(arg) if isinstance(arg, fx.Node) else None
     return tuple(map(size, value.shape)) if value is not None else ()

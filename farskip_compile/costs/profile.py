@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from farskip_compile.costs.curves import ByType, Curves, check_sizes
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import Reader, encode, read_json, write_text
+from farskip_compile.json_files import JsonReader, encode, read_json, write_text
 from farskip_compile.text_utils import did_you_mean, shortened
 
 SCHEMA = 2
@@ -217,7 +217,7 @@ class HardwareProfile:
         Raises:
             ConfigError: another schema; a field unknown, missing, of the wrong type or out of range.
         """
-        reader = Reader(origin)
+        reader = JsonReader(origin)
         return reader.decode(cls, reader.version(data, READABLE))
 
     def save(self, path: str | Path) -> None:

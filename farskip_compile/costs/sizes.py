@@ -29,7 +29,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.costs import SymbolicSizes
-from farskip_compile.costs.memory import Sizes, tensors_of
+from farskip_compile.costs.memory import NodeBytes, tensors_of
 from farskip_compile.passes.graph import comms, ops
 
 FALLBACK = 4096
@@ -40,7 +40,7 @@ _Side = tuple[sympy.Expr, tuple[sympy.Expr, ...]]
 """The input or the output of an all-to-all: its rows, and the list that splits them."""
 
 
-class SizeHints(Sizes):
+class SizeHints(NodeBytes):
     """Callable: a size to a number.
 
     Args:

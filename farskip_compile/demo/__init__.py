@@ -21,12 +21,12 @@ import torch
 from farskip_compile.demo.launch import Done, Tell, run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP
 from farskip_compile.demo.ranks import DROPLESS, INDUCTOR, PADDED, PREFILL, TRAINING, check
-from farskip_compile.demo.results import Case, Comparison, Demo
+from farskip_compile.demo.results import Demo, DemoCase, DemoComparison
 from farskip_compile.explain import versions
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 
 RANKS = 2
-TRANSFORMERS = Case(
+TRANSFORMERS = DemoCase(
     "transformers DeepseekV3ForCausalLM",
     "The unmodified class of the transformers library, tiny and random, in one process",
 )
@@ -42,9 +42,9 @@ def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
     """
     start = time.perf_counter()
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    parts: list[Case | Comparison] = []
+    parts: list[DemoCase | DemoComparison] = []
 
-    def finish(part: Case | Comparison) -> None:
+    def finish(part: DemoCase | DemoComparison) -> None:
         parts.append(part)
         done(part)
 
@@ -53,15 +53,15 @@ def run_demo(tell: Tell, done: Done, command: str = "farskip demo") -> Demo:
     run_on_ranks([PADDED, DROPLESS] if missing else [PADDED, DROPLESS, INDUCTOR, OVERLAP], RANKS, tell, finish)
     if missing:
         problem = f"Inductor needs a C++ compiler, and there is no {compiler}"
-        finish(Case(INDUCTOR.title, INDUCTOR.about, RANKS, problem, skipped=True))
-        finish(Comparison(OVERLAP.title, OVERLAP.about, RANKS, problem, skipped=True))
+        finish(DemoCase(INDUCTOR.title, INDUCTOR.about, RANKS, problem, skipped=True))
+        finish(DemoComparison(OVERLAP.title, OVERLAP.about, RANKS, problem, skipped=True))
     finish(transformers_case(tell))
-    cases = tuple(part for part in parts if isinstance(part, Case))
-    overlap = next(part for part in parts if isinstance(part, Comparison))
+    cases = tuple(part for part in parts if isinstance(part, DemoCase))
+    overlap = next(part for part in parts if isinstance(part, DemoComparison))
     return Demo(cases, time.perf_counter() - start, command, started, versions(), overlap)
 
 
-def transformers_case(tell: Tell = lambda _: None, layers: int = 4) -> Case:
+def transformers_case(tell: Tell = lambda _: None, layers: int = 4) -> DemoCase:
     """The unmodified `transformers` model against its hand-written form."""
     if importlib.util.find_spec("transformers") is None:
         problem = "transformers is not installed: pip install 'farskip-compile[hf]'"

@@ -26,10 +26,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from farskip_compile.demo.overlap import OverlapCase, RankOverlap, compared
 from farskip_compile.demo.ranks import RankCase, rank_main
-from farskip_compile.demo.results import Case, Comparison, over_ranks
+from farskip_compile.demo.results import DemoCase, DemoComparison, over_ranks
 
 Tell = Callable[[str], None]
-Done = Callable[[Case | Comparison], None]
+Done = Callable[[DemoCase | DemoComparison], None]
 
 
 def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell, done: Done) -> None:
@@ -60,7 +60,7 @@ def run_on_ranks(cases: Sequence[RankCase | OverlapCase], ranks: int, tell: Tell
                 raise KeyboardInterrupt from error
             raise
         for case in cases[follower.finished :]:
-            kind = Comparison if isinstance(case, OverlapCase) else Case
+            kind = DemoComparison if isinstance(case, OverlapCase) else DemoCase
             done(kind(case.title, case.about, ranks, problem))
 
 
@@ -72,7 +72,7 @@ class Follower:
         self.finished = 0
         pairs = [get_context("spawn").Pipe(duplex=False) for _ in range(ranks)]
         self.readers, self.writers = [reader for reader, _ in pairs], [writer for _, writer in pairs]
-        self._results: list[list[Case | RankOverlap]] = [[] for _ in pairs]
+        self._results: list[list[DemoCase | RankOverlap]] = [[] for _ in pairs]
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -102,7 +102,7 @@ class Follower:
             for reader in self.readers:
                 reader.close()  # a rank that writes to it ends, and does not wait
 
-    def _receive(self, found: str | Case | RankOverlap, results: list[Case | RankOverlap]) -> None:
+    def _receive(self, found: str | DemoCase | RankOverlap, results: list[DemoCase | RankOverlap]) -> None:
         if isinstance(found, str):
             self.tell(found)
             return

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from farskip_compile.demo.results import Comparison, Variant, slug
+from farskip_compile.demo.results import DemoComparison, Variant, slug
 from farskip_compile.errors import FarSkipError
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
@@ -111,16 +111,16 @@ def run_overlap(
     return RankOverlap(case, tuple(variants))
 
 
-def compared(per_rank: Sequence[RankOverlap]) -> Comparison:
+def compared(per_rank: Sequence[RankOverlap]) -> DemoComparison:
     """All ranks together. A trace that can't be used becomes the problem of the comparison."""
     case = per_rank[0].case
     try:
         together = zip(*(seen.variants for seen in per_rank), strict=True)
         variants = tuple(_variant(ranks) for ranks in together)
     except FarSkipError as error:
-        return Comparison(case.title, case.about, len(per_rank), problem=f"{type(error).__name__}: {error}")
+        return DemoComparison(case.title, case.about, len(per_rank), problem=f"{type(error).__name__}: {error}")
     setting = f"CPU, {len(per_rank)} ranks, prefill of {case.tokens} tokens on each, float32"
-    return Comparison(case.title, case.about, len(per_rank), variants=variants, setting=setting)
+    return DemoComparison(case.title, case.about, len(per_rank), variants=variants, setting=setting)
 
 
 def _variant(ranks: Sequence[RankVariant]) -> Variant:

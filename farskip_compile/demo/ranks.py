@@ -23,7 +23,7 @@ from torch import nn
 
 from farskip_compile.backend import backend
 from farskip_compile.demo.overlap import OverlapCase, run_overlap
-from farskip_compile.demo.results import Case, Check
+from farskip_compile.demo.results import Check, DemoCase
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
 from farskip_compile.ranks.leave import leaving
@@ -80,14 +80,14 @@ INDUCTOR = RankCase(
 )
 
 
-def run_case(case: RankCase, group: dist.ProcessGroup, tell: Callable[[str], None] = lambda _: None) -> Case:
+def run_case(case: RankCase, group: dist.ProcessGroup, tell: Callable[[str], None] = lambda _: None) -> DemoCase:
     """Check one case on this rank of `group`; every rank of it must call."""
     parallel = ParallelConfig(ep_group=group, ep_mode=case.ep_mode)
     model = build(case.model, dtype=case.dtype, parallel=parallel, layers=case.layers)
     generator = torch.Generator().manual_seed(group.rank())  # each rank has tokens of its own
     ids = torch.randint(0, model.config.vocab_size, (2, 8), generator=generator)
     report, checks = check(model, FarSkipForm(model), ids, case.inner, case.phases, tell)
-    return Case(case.title, case.about, ranks=group.size(), report=report, checks=tuple(checks))
+    return DemoCase(case.title, case.about, ranks=group.size(), report=report, checks=tuple(checks))
 
 
 def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str, pipes: Sequence[Connection]) -> None:

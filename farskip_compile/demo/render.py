@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from farskip_compile.demo.results import Case, Check, Comparison, Demo, bits, number
+from farskip_compile.demo.results import Check, Demo, DemoCase, DemoComparison, bits, number
 from farskip_compile.explain import layout, pages, text
 from farskip_compile.explain.overlappable import independent
 from farskip_compile.passes.residual.table import Table as Wiring
@@ -24,9 +24,9 @@ from farskip_compile.profiling.text import percent, time_text
 STYLES = {True: "bold green", False: "bold red"}
 
 
-def case_lines(case: Case | Comparison, console: Console) -> RenderableType:
+def case_lines(case: DemoCase | DemoComparison, console: Console) -> RenderableType:
     """One case: what it is, what was rewired, the connectivity table, the checks. Or the variants side by side."""
-    if isinstance(case, Comparison):
+    if isinstance(case, DemoComparison):
         return _comparison(case)
     ranks = f" ({case.ranks} ranks)" if case.ranks > 1 else ""
     parts: list[RenderableType] = [Text(f"\n{case.title}{ranks}", style="bold"), Text(case.about)]
@@ -52,7 +52,7 @@ def closing(demo: Demo, report: Path) -> RenderableType:
     return Group(*lines)
 
 
-def _comparison(found: Comparison) -> RenderableType:
+def _comparison(found: DemoComparison) -> RenderableType:
     parts: list[RenderableType] = [Text(f"\n{found.title} ({found.ranks} ranks)", style="bold"), Text(found.about)]
     if found.problem:
         return Group(*parts, Text(found.problem, style="yellow" if found.skipped else "red"))

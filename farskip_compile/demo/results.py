@@ -82,7 +82,7 @@ class Check(_Result):
 
 
 @dataclass(frozen=True)
-class Part(_Result):
+class DemoPart(_Result):
     """What all parts of the demo have."""
 
     title: str
@@ -95,7 +95,7 @@ class Part(_Result):
 
 
 @dataclass(frozen=True)
-class Case(Part):
+class DemoCase(DemoPart):
     """One model in one setting."""
 
     report: CompileReport | None = None
@@ -170,7 +170,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Comparison(Part):
+class DemoComparison(DemoPart):
     """The variants side by side."""
 
     variants: tuple[Variant, ...] = ()
@@ -206,21 +206,21 @@ class Comparison(Part):
 class Demo(_Result):
     """All of it."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[DemoCase, ...]
     seconds: float
     command: str = "farskip demo"
     started: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    overlap: Comparison | None = None
+    overlap: DemoComparison | None = None
     """The variants of the overlap part side by side."""
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[DemoPart, ...]:
         """The cases, and the comparison if there is one."""
         return self.cases if self.overlap is None else (*self.cases, self.overlap)
 
     @property
-    def failed(self) -> tuple[Part, ...]:
+    def failed(self) -> tuple[DemoPart, ...]:
         """Parts that ran and did not pass."""
         return tuple(part for part in self.parts if not part.passed and not part.skipped)
 
@@ -244,7 +244,7 @@ class Demo(_Result):
         return {**super().to_json(), "verdict": self.verdict()}
 
 
-def over_ranks(per_rank: Sequence[Case]) -> Case:
+def over_ranks(per_rank: Sequence[DemoCase]) -> DemoCase:
     """The case as all ranks together saw it: the largest differences, equal only if equal everywhere."""
     if not all(case.checks for case in per_rank):
         return per_rank[0]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from farskip_compile.causal.batches import IGNORED, Batch, Feed
 from farskip_compile.causal.evaluate import HeldOut
 from farskip_compile.distill.config import AUTO
-from farskip_compile.distill.run import Run
+from farskip_compile.distill.run import DistillRun
 from farskip_compile.distill.trials import Trial, try_rates
 from farskip_compile.fold import fold
 from farskip_compile.prepare.preserve_state import state_kept
@@ -30,7 +30,7 @@ FOLD = "fold"
 """Folder of the fold's own states, in `output`."""
 
 
-def begin(run: Run) -> None:
+def begin(run: DistillRun) -> None:
     """Do what the configuration asks for before the first step.
 
     Raises:
@@ -62,7 +62,7 @@ def numbers_of(notes: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def _fold(run: Run) -> dict[str, Any]:
+def _fold(run: DistillRun) -> dict[str, Any]:
     config = run.config
     with state_kept([run.model]), run.as_written():
         feed = Feed(run.data, run.device)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from farskip_compile.causal.fully_sharded import at_rest
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.tensor_files import library
 from farskip_compile.errors import ManifestError
 from farskip_compile.json_files import replacing
@@ -34,7 +34,7 @@ def save_checkpoint(
     model: nn.Module,
     manifest: Manifest,
     folder: Path,
-    ranks: Ranks,
+    ranks: TrainingRanks,
     *,
     also: Callable[[Path], Any] = lambda folder: None,
 ) -> None:
@@ -81,7 +81,7 @@ def save_checkpoint(
             making.end()
 
 
-def _write(model: nn.Module, folder: Path, ranks: Ranks) -> None:
+def _write(model: nn.Module, folder: Path, ranks: TrainingRanks) -> None:
     first = ranks.rank == 0
     state = _whole(model, keep=first or bool(ranks.parts)) if ranks.is_sharded else None
     pretrained: Any = getattr(model, "save_pretrained", None)
@@ -93,7 +93,7 @@ def _write(model: nn.Module, folder: Path, ranks: Ranks) -> None:
         pretrained(folder, state_dict=state)
 
 
-def _save_tensors(model: nn.Module, folder: Path, ranks: Ranks) -> None:
+def _save_tensors(model: nn.Module, folder: Path, ranks: TrainingRanks) -> None:
     name = f"model-rank-{ranks.rank:05d}-of-{ranks.size:05d}.safetensors" if ranks.parts else "model.safetensors"
     if ranks.parts or ranks.rank == 0:
         with replacing(folder / name) as temporary:

@@ -19,11 +19,11 @@ from typing import Any, Literal, get_args
 from farskip_compile.causal.asking import MEMORY
 from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import Reader
+from farskip_compile.json_files import JsonReader
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 Objective = Literal["kl", "next_token"]
-Teacher = Literal["copy", "cache"]
+TeacherKind = Literal["copy", "cache"]
 Precision = Literal["float32", "bfloat16"]
 Recipe = Literal["default", "paper"]
 Compile = Literal["whole", "layers"]
@@ -64,7 +64,7 @@ class DistillConfig:
     objective: Objective = "kl"
     """`kl`: KL(teacher || student) at each target token. `next_token`: cross-entropy with the text, without a teacher:
     the baseline that the paper calls SFT."""
-    teacher: Teacher = "copy"
+    teacher: TeacherKind = "copy"
     """`copy`: frozen copies of the parameters, run at each step. `cache`: the original's `top_k` largest logits at each
     position, written to `teacher_cache` before the first step; then no copy is held."""
     top_k: int = 64
@@ -217,11 +217,17 @@ class DistillConfig:
         Raises:
             ConfigError: an unknown key, with the closest known one; or a wrong value.
         """
-        Reader(origin).refuse_unknown(data, [entry.name for entry in dataclasses.fields(cls)])
+        JsonReader(origin).refuse_unknown(data, [entry.name for entry in dataclasses.fields(cls)])
         return cls(**data)
 
 
-_CHOICES = {"objective": Objective, "teacher": Teacher, "precision": Precision, "recipe": Recipe, "compile": Compile}
+_CHOICES = {
+    "objective": Objective,
+    "teacher": TeacherKind,
+    "precision": Precision,
+    "recipe": Recipe,
+    "compile": Compile,
+}
 _NUMBERS: dict[str, tuple[Any, int]] = {
     **dict.fromkeys(
         ("top_k", "steps", "accumulate", "evaluate_every", "patience", "save_every", "logits_memory", "fold_batches"),

@@ -46,10 +46,10 @@ from torch import nn
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.distill.source import model_of, tokenizer_of
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import Reader
+from farskip_compile.json_files import JsonReader
 from farskip_compile.manifest import load_manifest
 from farskip_compile.reading import read_bytes
-from farskip_compile.texts.contamination import LIMIT, RUN, Overlap, find_overlap
+from farskip_compile.texts.contamination import LIMIT, RUN, TextOverlap, find_overlap
 from farskip_compile.texts.documents import Format
 from farskip_compile.texts.loaders import LossOn, TextBatches, text_batches
 
@@ -65,7 +65,7 @@ class Job:
     config: DistillConfig
     bytes_per_token: float | None = None
     """Of the held-out text (`TextBatches.bytes_per_token`)."""
-    overlap: Overlap | None = None
+    overlap: TextOverlap | None = None
     """Of held-out and training text; None: not compared."""
 
 
@@ -111,7 +111,7 @@ def read_job(path: Path) -> Job:
         raise ConfigError(f"can't read {path}: {error}", way_out="a TOML file") from error
     if isinstance(data := found.get("data"), dict):  # one pattern may stand for a list of them
         data.update({key: [data[key]] for key in ("train", "held_out") if isinstance(data.get(key), str)})
-    file = Reader(str(path), way_out="see `farskip distill --help`").decode(_File, found)
+    file = JsonReader(str(path), way_out="see `farskip distill --help`").decode(_File, found)
     _check(file.data, path)
     config = _config(path, dict(file.distill))
     model = model_of(file.model, path.parent, file.dtype)

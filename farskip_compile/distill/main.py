@@ -30,14 +30,14 @@ from torch import nn
 from farskip_compile.causal.batches import arguments, as_batch
 from farskip_compile.causal.evaluate import HeldOut
 from farskip_compile.causal.fully_sharded import at_rest, recover
-from farskip_compile.causal.ranks import Ranks, Sharded, run_alone
+from farskip_compile.causal.ranks import Sharded, TrainingRanks, run_alone
 from farskip_compile.describe import describe
 from farskip_compile.distill.beginning import begin, folded_of, numbers_of, trials_of
 from farskip_compile.distill.checkpoints import save_checkpoint
 from farskip_compile.distill.config import AUTO, DistillConfig
 from farskip_compile.distill.recomputing import check_recomputing, recomputing
 from farskip_compile.distill.records import Records
-from farskip_compile.distill.run import Run
+from farskip_compile.distill.run import DistillRun
 from farskip_compile.distill.states import ANEW
 from farskip_compile.distill.student import check_units
 from farskip_compile.distill.trials import Trial, check_restartable
@@ -80,7 +80,7 @@ class Distilled:
     """How the weights were made, in JSON: recipe, learning rate, beta2, what the fold repaired."""
     history: tuple[tuple[int, HeldOut], ...] = field(default=(), repr=False)
     """Evaluations of this process, each with the number of steps before it."""
-    _ranks: Ranks | None = field(default=None, repr=False, compare=False)
+    _ranks: TrainingRanks | None = field(default=None, repr=False, compare=False)
 
     def save(self, folder: str | Path) -> Path:
         """Write checkpoint and manifest into `folder`; on several ranks, on all of them.
@@ -145,8 +145,8 @@ def self_distill(
         at_rest(model)
         with Parameters(model).as_plain():  # whole shapes, and one graph, whatever FSDP2 has made of the model
             found = describe(model, *args, connectivity=config.connectivity, layers=config.layers, **kwargs)
-        with run_alone(config.output, Ranks(model, lambda name, parameter: False), ANEW):
-            run = Run(model, data, held_out, config, sharded)
+        with run_alone(config.output, TrainingRanks(model, lambda name, parameter: False), ANEW):
+            run = DistillRun(model, data, held_out, config, sharded)
             try:
                 with recomputing(model, wanted=config.gradient_checkpointing):
                     return _take_steps(run, found)
@@ -154,7 +154,7 @@ def self_distill(
                 run.end()
 
 
-def _take_steps(run: Run, manifest: Manifest) -> Distilled:
+def _take_steps(run: DistillRun, manifest: Manifest) -> Distilled:
     config, ranks = run.config, run.ranks
     if ranks.parts:  # its shapes are this rank's
         manifest = dataclasses.replace(manifest, fingerprint=None)

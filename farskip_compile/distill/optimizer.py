@@ -20,7 +20,7 @@ import math
 import torch
 from torch import nn
 
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError
 
@@ -53,7 +53,7 @@ def beta2_for(config: DistillConfig, tokens: int) -> float:
     return max(config.betas[1], 0.5 ** (1 / steps))
 
 
-def usual_rate(model: nn.Module, ranks: Ranks) -> float:
+def usual_rate(model: nn.Module, ranks: TrainingRanks) -> float:
     """A learning rate for a model of this size; the same on all ranks."""
     counts = {name: value.numel() for name, value in model.named_parameters() if value.requires_grad}
     mine = sum(count for name, count in counts.items() if name in ranks.parts)

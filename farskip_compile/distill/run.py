@@ -2,8 +2,8 @@
 """A run: the student, its teacher and its optimizer, taken from step to step.
 
 In:    a model that can be rewired as asked, data, and a configuration.
-Out:   `Run`: `step` takes one optimizer step on all ranks; `save` and `resume` keep everything that changes; `end` puts
-       the model's own forwards back.
+Out:   `DistillRun`: `step` takes one optimizer step on all ranks; `save` and `resume` keep everything that changes;
+       `end` puts the model's own forwards back.
 Never: a step whose gradients are not finite.
 """
 
@@ -27,13 +27,13 @@ from farskip_compile.causal.evaluate import Evaluation, HeldOut
 from farskip_compile.causal.fully_sharded import at_rest, recover
 from farskip_compile.causal.identity import checksum
 from farskip_compile.causal.losses import forward_kl, next_token_loss
-from farskip_compile.causal.ranks import Ranks, Sharded
-from farskip_compile.causal.teacher import FrozenTeacher, Teacher, evaluating
+from farskip_compile.causal.ranks import Sharded, TrainingRanks
+from farskip_compile.causal.teacher import FrozenTeacher, TeacherFunction, evaluating
 from farskip_compile.causal.tensor_files import library
 from farskip_compile.distill.best import Best
 from farskip_compile.distill.config import AUTO, DistillConfig
 from farskip_compile.distill.optimizer import beta2_for, learning_rate_at, make_optimizer
-from farskip_compile.distill.snapshot import EPOCH, Snapshot
+from farskip_compile.distill.snapshot import EPOCH, TrainingSnapshot
 from farskip_compile.distill.states import Progress, read_newest, write_state
 from farskip_compile.distill.stream import mismatch, stream_layers, weight_at
 from farskip_compile.distill.student import Student
@@ -42,7 +42,7 @@ from farskip_compile.errors import DistillationError
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimizerStep:
     """One optimizer step; the same on all ranks."""
 
     loss: float
@@ -65,7 +65,7 @@ class _Losses:
     stream: float
 
 
-class Run:
+class DistillRun:
     """See the module. The model is trained in place; the held-out batches are traversed once."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Run:
         sharded: Sharded | None = None,
     ) -> None:
         self.model, self.data, self.config = model, data, config
-        self.ranks = Ranks(model, sharded)
+        self.ranks = TrainingRanks(model, sharded)
         self.device = self.ranks.device
         self.taken, self.tokens = 0, 0
         self.about: dict[str, Any] = {"configuration": config.digest(), "number of ranks": self.ranks.size}
@@ -102,7 +102,7 @@ class Run:
             self.end()
             raise
         self.feed = Feed(data, self.device)
-        self._snapshot = Snapshot(model, self.optimizer, self.best, self.ranks)
+        self._snapshot = TrainingSnapshot(model, self.optimizer, self.best, self.ranks)
         self._last_state: Path | None = None
         self._is_checked = False
 
@@ -128,7 +128,7 @@ class Run:
         """Put the model's own forwards back; the run can't go on then."""
         self.form.undo()
 
-    def step(self) -> Step:
+    def step(self) -> OptimizerStep:
         """Take one step.
 
         Raises:
@@ -171,7 +171,7 @@ class Run:
             self._is_checked = True
             with self._autocast():
                 self.teacher.check_frozen(batches[0], original)
-        return Step(loss, norm, rate, int(tokens), stream if self.config.stream_weight else None)
+        return OptimizerStep(loss, norm, rate, int(tokens), stream if self.config.stream_weight else None)
 
     def evaluate(self) -> HeldOut:
         """On the held-out batches."""
@@ -241,7 +241,7 @@ class Run:
             stream = tokens * apart.item()
         return _Losses(trained, loss.item(), stream)
 
-    def _make_teacher(self, held_out: Iterable[Batch]) -> Teacher:
+    def _make_teacher(self, held_out: Iterable[Batch]) -> TeacherFunction:
         if self.config.teacher == "copy":
             return FrozenTeacher(self.model, asking=self.asking, as_written=self.form.as_written)
         folder = self.config.cache_folder

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from farskip_compile.causal.batches import Position
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.tensor_files import local
 from farskip_compile.distill.best import Best
-from farskip_compile.distill.states import ANEW, State, is_own
+from farskip_compile.distill.states import ANEW, RestoredState, is_own
 from farskip_compile.errors import DistillationError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -27,10 +27,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 GENERATOR, EPOCH = "own/generator", "own/epoch"
 
 
-class Snapshot:
+class TrainingSnapshot:
     """See the module."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, best: Best, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, best: Best, ranks: TrainingRanks) -> None:
         self.model, self.optimizer, self.best, self.ranks = model, optimizer, best, ranks
 
     def take(self, position: Position) -> dict[str, torch.Tensor]:
@@ -49,7 +49,7 @@ class Snapshot:
                     found[f"best/{name}"] = self.best.weights[name]
         return found
 
-    def check(self, state: State) -> State:
+    def check(self, state: RestoredState) -> RestoredState:
         """`state`, if it fits.
 
         Raises:
@@ -71,7 +71,7 @@ class Snapshot:
         return state
 
     @torch.no_grad()
-    def put_back(self, state: State) -> None:
+    def put_back(self, state: RestoredState) -> None:
         """Make the run what it was; `state` fits."""
         for name, value in self._named().items():
             local(value).copy_(state.tensors[f"value/{name}"])
@@ -88,7 +88,7 @@ class Snapshot:
         score = math.inf if done.best_score is None else done.best_score
         self.best.load({"score": score, "step": done.best_step, "waited": done.waited}, weights)
 
-    def put_back_generators(self, state: State) -> None:
+    def put_back_generators(self, state: RestoredState) -> None:
         """Make torch's random numbers go on as they would have."""
         torch.set_rng_state(state.tensors[GENERATOR].clone())
         for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -98,7 +98,7 @@ class Snapshot:
     def _named(self) -> dict[str, torch.Tensor]:
         return dict((*self.model.named_parameters(), *self.model.named_buffers()))
 
-    def _moments(self, value: torch.Tensor, name: str, state: State) -> dict[str, Any]:
+    def _moments(self, value: torch.Tensor, name: str, state: RestoredState) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key in (*MOMENTS, "step"):
             if (kept := state.tensors.get(f"optimizer.{key}/{name}")) is not None:

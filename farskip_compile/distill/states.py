@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.tensor_files import Seal, read_tensors, write_tensors
 from farskip_compile.errors import ConfigError, DistillationError, FarSkipError, FarSkipWarning
-from farskip_compile.json_files import Reader, encode, flush, read_sealed, write_sealed
+from farskip_compile.json_files import JsonReader, encode, flush, read_sealed, write_sealed
 
 NAME = re.compile(r"state-(\d{1,12})")
 ANEW = "resume=False starts anew; or another output folder"
@@ -61,7 +61,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Record:
+class RankRecord:
     """A file `rank-RANK.json`."""
 
     about: Mapping[str, Any]
@@ -71,7 +71,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class State:
+class RestoredState:
     """What was read back."""
 
     progress: Progress
@@ -82,7 +82,7 @@ def write_state(
     folder: Path,
     record: tuple[Mapping[str, Any], Progress],
     tensors: Mapping[str, torch.Tensor],
-    ranks: Ranks,
+    ranks: TrainingRanks,
     before: Path | None,
 ) -> Path:
     """Write a state, on all ranks, and remove all others but the one `before` it.
@@ -105,7 +105,7 @@ def write_state(
             temporary.mkdir(parents=True)
     ranks.barrier()
     seal = write_tensors(temporary / f"rank-{ranks.rank}.safetensors", tensors)
-    content = encode(Record(dict(about), progress, seal))
+    content = encode(RankRecord(dict(about), progress, seal))
     write_sealed(temporary / f"rank-{ranks.rank}.json", content, error=DistillationError)
     ranks.barrier()
     with _writing(target):
@@ -122,7 +122,7 @@ def write_state(
 
 
 def read_newest(
-    folder: Path, ranks: Ranks, about: Mapping[str, Any], take: Callable[[State], T]
+    folder: Path, ranks: TrainingRanks, about: Mapping[str, Any], take: Callable[[RestoredState], T]
 ) -> tuple[Path, T] | None:
     """The last state in `folder` that is whole on all ranks, and what `take` makes of it; None: there is no state.
 
@@ -169,7 +169,7 @@ def _states(folder: Path) -> dict[int, Path]:
         raise ConfigError(f"can't read the folder {folder}: {error.strerror}", way_out="another folder") from error
 
 
-def _read(path: Path, ranks: Ranks, about: Mapping[str, Any]) -> State:
+def _read(path: Path, ranks: TrainingRanks, about: Mapping[str, Any]) -> RestoredState:
     first = _record(path / "rank-0.json")
     _compare(path, first.about, about, [key for key in about if key != "model"])  # of which each rank has its own
     own = first if ranks.rank == 0 else _record(path / f"rank-{ranks.rank}.json")
@@ -180,7 +180,7 @@ def _read(path: Path, ranks: Ranks, about: Mapping[str, Any]) -> State:
     if own is not first:
         mine = read_tensors(path / f"rank-{ranks.rank}.safetensors", own.tensors, ANEW)
         tensors = {name: value for name, value in tensors.items() if not is_own(name)} | mine
-    return State(own.progress, tensors)
+    return RestoredState(own.progress, tensors)
 
 
 def is_own(name: str) -> bool:
@@ -188,9 +188,9 @@ def is_own(name: str) -> bool:
     return name.startswith("own/")
 
 
-def _record(file: Path) -> Record:
+def _record(file: Path) -> RankRecord:
     content = read_sealed(file, "state of a run", way_out=ANEW, error=DistillationError)
-    return Reader(str(file), DistillationError, always=ANEW).decode(Record, content)
+    return JsonReader(str(file), DistillationError, always=ANEW).decode(RankRecord, content)
 
 
 def _compare(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], keys: list[str]) -> None:

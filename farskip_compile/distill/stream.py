@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.causal.asking import Answer, first_of
+from farskip_compile.causal.asking import ModelOutput, first_of
 from farskip_compile.causal.batches import IGNORED, Batch, caller
 from farskip_compile.causal.head import few
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill.config import DistillConfig
 from farskip_compile.errors import ConfigError, PartialModelError
 from farskip_compile.prepare.preserve_state import everything_kept
@@ -71,7 +71,9 @@ def stream_layers(model: nn.Module, batch: Batch) -> list[nn.Module]:
     return layers
 
 
-def mismatch(student: Answer, teacher: Answer, targets: torch.Tensor, ranks: Ranks) -> tuple[torch.Tensor, int]:
+def mismatch(
+    student: ModelOutput, teacher: ModelOutput, targets: torch.Tensor, ranks: TrainingRanks
+) -> tuple[torch.Tensor, int]:
     """This rank's part of the mismatch, whose sum over ranks is the mismatch; and the targets of all ranks."""
     chosen = targets != IGNORED
     apart, sizes = [], []

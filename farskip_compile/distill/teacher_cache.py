@@ -30,7 +30,7 @@ from farskip_compile.causal.identity import bytes_of
 from farskip_compile.causal.teacher import TopLogits
 from farskip_compile.causal.tensor_files import Seal, library, read_tensors, write_tensors
 from farskip_compile.errors import ConfigError, DistillationError
-from farskip_compile.json_files import Reader, read_sealed, write_sealed
+from farskip_compile.json_files import JsonReader, read_sealed, write_sealed
 
 FILES_IN_MEMORY = 16
 NAME = re.compile(r"\d+-\d{6}x*")
@@ -38,7 +38,7 @@ ELSEWHERE = "another folder (teacher_cache=...), or remove this one"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedBatch:
     """One batch in the folder."""
 
     about: str
@@ -90,7 +90,7 @@ class CachedTeacher:
         else:
             write_sealed(file, ours, way_out=ELSEWHERE)
         self._ours = _hash(ours)
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, CachedBatch] = {}
         self.places: dict[str, tuple[str, int]] = {}
         self._load = functools.lru_cache(FILES_IN_MEMORY)(self._tensors)
         self.refresh()
@@ -108,7 +108,7 @@ class CachedTeacher:
             if name in self._entries or not NAME.fullmatch(name):
                 continue
             again = _again(file)
-            entry = Reader(str(file), DistillationError, always=again).decode(Entry, self._read(file))
+            entry = JsonReader(str(file), DistillationError, always=again).decode(CachedBatch, self._read(file))
             if entry.about not in owners:
                 raise ConfigError(f"{file} holds logits of something else than this folder", way_out=again)
             self._add(name, entry)
@@ -125,7 +125,7 @@ class CachedTeacher:
             while name in self._entries:
                 name += "x"
             kept = {"values": top.values, "indices": top.indices.to(torch.int32)}
-            entry = Entry(self._ours, tuple(keys), write_tensors(self.folder / f"{name}.safetensors", kept))
+            entry = CachedBatch(self._ours, tuple(keys), write_tensors(self.folder / f"{name}.safetensors", kept))
             write_sealed(self.folder / f"{name}.json", asdict(entry), error=DistillationError)
             self._add(name, entry)
             asked += 1
@@ -155,7 +155,7 @@ class CachedTeacher:
             torch.stack([indices for _, indices in found]).to(device, torch.long),
         )
 
-    def _add(self, name: str, entry: Entry) -> None:
+    def _add(self, name: str, entry: CachedBatch) -> None:
         self._entries[name] = entry
         self.places |= {key: (name, row) for row, key in enumerate(entry.keys)}
 

@@ -29,7 +29,7 @@ from farskip_compile.causal.batches import Feed
 from farskip_compile.causal.evaluate import HeldOut
 from farskip_compile.causal.tensor_files import local
 from farskip_compile.distill.optimizer import usual_rate
-from farskip_compile.distill.run import Run
+from farskip_compile.distill.run import DistillRun
 from farskip_compile.errors import ConfigError, DistillationError
 from farskip_compile.prepare.preserve_state import state_kept
 
@@ -81,7 +81,7 @@ def check_restartable(data: Iterable[Any]) -> None:
         )
 
 
-def try_rates(run: Run) -> tuple[Trial, ...]:
+def try_rates(run: DistillRun) -> tuple[Trial, ...]:
     """Choose the learning rate of `run`.
 
     Raises:
@@ -111,7 +111,7 @@ def try_rates(run: Run) -> tuple[Trial, ...]:
     return tuple(found)
 
 
-def _one(run: Run, steps: int) -> Trial:
+def _one(run: DistillRun, steps: int) -> Trial:
     assert run.rate is not None
     try:
         for _ in range(steps):
@@ -123,7 +123,7 @@ def _one(run: Run, steps: int) -> Trial:
 
 
 @torch.no_grad()
-def _put_back(run: Run, start: Mapping[nn.Parameter, torch.Tensor]) -> None:
+def _put_back(run: DistillRun, start: Mapping[nn.Parameter, torch.Tensor]) -> None:
     for value, kept in start.items():
         local(value).copy_(kept)
     run.optimizer.state.clear()

@@ -11,8 +11,8 @@
 Needs the extra `eval`. Importing this package registers the model with lm-eval.
 """
 
-from farskip_compile.evaluation.difference import Comparison, Line, Measured
+from farskip_compile.evaluation.difference import Comparison, Measured, MetricLine
 from farskip_compile.evaluation.model import FarSkipLM
-from farskip_compile.evaluation.run import Settings, evaluate
+from farskip_compile.evaluation.run import EvaluationSettings, evaluate
 
-__all__ = ["Comparison", "FarSkipLM", "Line", "Measured", "Settings", "evaluate"]
+__all__ = ["Comparison", "EvaluationSettings", "FarSkipLM", "Measured", "MetricLine", "evaluate"]

@@ -2,7 +2,7 @@
 """Two results of lm-eval, of the original and of the healed model, as differences with their errors.
 
 In:    both results, with the samples that lm-eval logs; how each metric sums samples up; limits.
-Out:   a `Comparison`: one `Line` for each task and metric.
+Out:   a `Comparison`: one `MetricLine` for each task and metric.
 Never: compares samples of different prompts. Takes a metric for one of separate samples if its samples don't give the
        value that lm-eval reports.
 
@@ -49,7 +49,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Limits:
+class MetricLimits:
     """How much worse a metric may become: by `TASK:METRIC`, by `TASK`, and for all others (None: anything)."""
 
     named: Mapping[str, float]
@@ -61,7 +61,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricLine:
     """One metric of one task."""
 
     task: str
@@ -134,7 +134,7 @@ class Line:
 class Comparison:
     """All lines, and how the models ran: the evidence of a rewired one, None for one that ran as it is written."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[MetricLine, ...]
     """One for each metric of each task."""
     original: Mapping[str, Any] | None = None
     """How the original ran."""
@@ -160,8 +160,8 @@ def compare(
     original: Mapping[str, Any],
     healed: Mapping[str, Any],
     aggregates: Mapping[str, Mapping[str, Aggregate]],
-    limits: Limits,
-) -> tuple[Line, ...]:
+    limits: MetricLimits,
+) -> tuple[MetricLine, ...]:
     """The lines of two results of `lm_eval.simple_evaluate`; `aggregates` by task and metric.
 
     Raises:
@@ -186,7 +186,7 @@ def compare(
                 _same(aggregate, items, one) for items, one in zip(pairs, (first, second), strict=True)
             )
             lines.append(
-                Line(
+                MetricLine(
                     task=task,
                     metric=metric if name == "none" else f"{metric} ({name})",
                     original=first,

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from farskip_compile._compat.modules import is_compiled
 from farskip_compile.errors import ConfigError, OriginalWiringError
 from farskip_compile.evaluation.found import needed_manifest
-from farskip_compile.guard.evidence import Evidence
+from farskip_compile.guard.evidence import ModelEvidence
 from farskip_compile.guard.forward import MARK, guard
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.prepare.main import prepare
@@ -82,7 +82,7 @@ class FarSkipLM(HFLM):
         model: nn.Module = self.model
         _guard(model, self.manifest)
         prepare(model)
-        self.evidence = Evidence(self.manifest, WAY_OUT)
+        self.evidence = ModelEvidence(self.manifest, WAY_OUT)
         options = {"manifest": self.manifest, "inner": inner, "on_report": self.evidence.reports.append}
         model.compile(backend="farskip", fullgraph=True, dynamic=True, options=options)
 

@@ -32,7 +32,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoConfig
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.evaluation.difference import Aggregate, Comparison, Limits, compare, mean
+from farskip_compile.evaluation.difference import Aggregate, Comparison, MetricLimits, compare, mean
 from farskip_compile.evaluation.found import needed_manifest
 from farskip_compile.evaluation.model import FarSkipLM, default_device
 from farskip_compile.manifest.found import find_manifest
@@ -43,7 +43,7 @@ BOOTSTRAPS = 1000
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What both models are run with; names as in lm-eval."""
 
     limit: int | None = None
@@ -62,7 +62,7 @@ class Settings:
     """Put the prompts into the tokenizer's chat template."""
     inner: str = "inductor"
     """Compiles the rewired graphs."""
-    limits: Limits = field(default_factory=lambda: Limits({}))
+    limits: MetricLimits = field(default_factory=lambda: MetricLimits({}))
     """How much worse metrics may become."""
 
 
@@ -70,7 +70,7 @@ def evaluate(
     original: str,
     healed: str,
     tasks: Sequence[str],
-    settings: Settings | None = None,
+    settings: EvaluationSettings | None = None,
     *,
     tell: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
@@ -88,7 +88,7 @@ def evaluate(
         ManifestError: the healed checkpoint has no manifest.
         OriginalWiringError: a rewired model did not run rewired.
     """
-    settings = settings or Settings()
+    settings = settings or EvaluationSettings()
     with contextlib.redirect_stdout(sys.stderr):
         tell("tasks of lm-eval")
         manager = TaskManager(include_path=str(settings.include_path) if settings.include_path else None)
@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _run(
-    checkpoint: str, tasks: Sequence[str], manager: TaskManager, settings: Settings
+    checkpoint: str, tasks: Sequence[str], manager: TaskManager, settings: EvaluationSettings
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
     """lm-eval's result, and the evidence of how a rewired model ran."""
     device = settings.device or default_device()
@@ -161,7 +161,7 @@ def _aggregates(manager: TaskManager, tasks: Sequence[str]) -> dict[str, dict[st
     return {**{name: {} for name in loaded["groups"]}, **found}
 
 
-def _check_limits(limits: Limits, aggregates: Mapping[str, Mapping[str, Aggregate]]) -> None:
+def _check_limits(limits: MetricLimits, aggregates: Mapping[str, Mapping[str, Aggregate]]) -> None:
     """Which metrics a group has is known when it has run.
 
     Raises:

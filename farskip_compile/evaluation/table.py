@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.evaluation.difference import Comparison, Line
+from farskip_compile.evaluation.difference import Comparison, MetricLine
 from farskip_compile.text_utils import amount
 
 UNPAIRED = "*"
@@ -40,7 +40,7 @@ def comparison_table(found: Comparison) -> Group:
     return Group(table, "", *_notes(found))
 
 
-def _cells(line: Line, *, limited: bool) -> Iterable[Any]:
+def _cells(line: MetricLine, *, limited: bool) -> Iterable[Any]:
     style = _style(max(abs(line.original.value), abs(line.healed.value)))
     for one in (line.original, line.healed):
         yield _value(one.value, one.error, style)
@@ -60,13 +60,13 @@ def _style(value: float) -> str:
     return next((style for limit, style in places.items() if value < limit), ".2g")
 
 
-def _limit(line: Line) -> str:
+def _limit(line: MetricLine) -> str:
     if line.limit is None or line.higher_is_better is None:
         return "-"
     return f"{line.limit:g}" if line.higher_is_better else f"{line.limit:.3g}x"
 
 
-def _verdict(line: Line) -> Text:
+def _verdict(line: MetricLine) -> Text:
     if line.limit is None or line.drop is None:
         return Text("")
     unsure = "" if line.can_tell else UNSURE

@@ -2,7 +2,7 @@
 """What would `torch.compile(model, backend="farskip")` do to this model? Ask without compiling or running it.
 
 Contract: `explain` captures the model once, as `torch.compile(fullgraph=True)` does, rewires the captured graph, and
-returns what was found. A model that can't be captured or rewired gives an `Explanation` with a `Refusal`, and with
+returns what was found. A model that can't be captured or rewired gives an `Explanation` with a `RefusedModel`, and with
 the table of the model as written if there is one. The model is not run, so its state and mode stay as they are, and
 a model on the meta device can be explained too. Compiled code of this process is forgotten (`torch.compiler.reset`).
 """
@@ -20,12 +20,12 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.declare import NOTHING
 from farskip_compile.errors import FarSkipError
 from farskip_compile.explain.explanation import Explanation, versions
-from farskip_compile.explain.refusal import Refusal
+from farskip_compile.explain.refusal import RefusedModel
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.verify.graph_break_hints import DEPENDS_ON_DATA, depends_on_data, known_break
 
-__all__ = ["Explanation", "Refusal", "explain", "not_captured", "versions"]
+__all__ = ["Explanation", "RefusedModel", "explain", "not_captured", "versions"]
 
 
 def explain(
@@ -54,7 +54,7 @@ def explain(
     try:
         return Explanation(name, config, _capture(model, args, kwargs, config))
     except FarSkipError as error:
-        refusal = Refusal(type(error).__name__, error.reason, str(error.where), error.way_out)
+        refusal = RefusedModel(type(error).__name__, error.reason, str(error.where), error.way_out)
     except BackendCompilerFailed:
         raise  # a defect of this package, whose traceback is needed
     except CAPTURE_ERRORS as error:
@@ -74,12 +74,12 @@ def _capture(
         return capture(model, args, kwargs, config, parts=True).report
 
 
-def not_captured(error: Exception) -> Refusal:
+def not_captured(error: Exception) -> RefusedModel:
     """Dynamo's message without its links and its stack: what `explain` says of `error`, one of `torch.compile`'s."""
     message = str(error).split("\nfrom user code:")[0]
     known = known_break(str(error)) or known_break(f"{message} {failing_line(error)}")
     if known is not None:
-        return Refusal(type(known).__name__, known.reason, str(known.where), known.way_out)
+        return RefusedModel(type(known).__name__, known.reason, str(known.where), known.way_out)
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     hints = [line.removeprefix("Hint:").strip() for line in lines if line.startswith("Hint:")]
     explanations = [line.removeprefix("Explanation:").strip() for line in lines if line.startswith("Explanation:")]
@@ -89,7 +89,7 @@ def not_captured(error: Exception) -> Refusal:
         said = next(line for line in lines if depends_on_data(line)).split(" (unhinted")[0]
         reason = f"A loop or a branch depends on values that are only known when the model runs. {said}"
         way_out = DEPENDS_ON_DATA
-    return Refusal(
+    return RefusedModel(
         type(error).__name__,
         f"torch.compile can't capture the model as one graph. {reason}",
         f"at {place}" if (place := failing_line(error, of_user=True)) else "",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `explain` finds in a model: plain records.
 
-Contract: an `Explanation` holds the report of one capture, or a `Refusal` that says why there is none. Nothing here
-captures anything. Its text is what the command `farskip explain` prints, in 80 columns and without colours.
+Contract: an `Explanation` holds the report of one capture, or a `RefusedModel` that says why there is none. Nothing
+here captures anything. Its text is what the command `farskip explain` prints, in 80 columns and without colours.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.explain.overlappable import independent
-from farskip_compile.explain.refusal import Refusal
+from farskip_compile.explain.refusal import RefusedModel
 from farskip_compile.explain.text import explanation, plain
 from farskip_compile.report.compile import CompileReport
 
@@ -29,7 +29,7 @@ class Explanation:
     """What it was asked to be compiled with."""
     report: CompileReport | None
     """Rows before and after; the model as written if the rewiring is refused; None if no table could be read."""
-    refusal: Refusal | None = None
+    refusal: RefusedModel | None = None
     """Why it can't be rewired as asked; None: it can."""
 
     def __str__(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedModel:
     """Why a model can't be rewired as asked."""
 
     error: str

@@ -33,7 +33,7 @@ from farskip_compile.explain.layout import (
     shown_layers,
 )
 from farskip_compile.explain.overlappable import independent
-from farskip_compile.explain.refusal import Refusal
+from farskip_compile.explain.refusal import RefusedModel
 from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.text_utils import printable
@@ -69,7 +69,7 @@ class Explained(Protocol):
         ...
 
     @property
-    def refusal(self) -> Refusal | None:
+    def refusal(self) -> RefusedModel | None:
         """Why not."""
         ...
 
@@ -110,7 +110,7 @@ def heading(found: Explained) -> str:
     return f"{found.model}, connectivity {asked}{where}\n{found.report.summary()}"
 
 
-def refusal(reason: Refusal) -> Panel:
+def refusal(reason: RefusedModel) -> Panel:
     """Why not, where, and the way out."""
     body = Text(printable(reason.reason, lines=True))
     for label, text in (("where", short_place(reason.where)), ("way out", reason.way_out)):
@@ -121,7 +121,7 @@ def refusal(reason: Refusal) -> Panel:
 
 def error(problem: FarSkipError) -> Panel:
     """An error of this package, without a traceback."""
-    return refusal(Refusal(type(problem).__name__, problem.reason, str(problem.where), problem.way_out))
+    return refusal(RefusedModel(type(problem).__name__, problem.reason, str(problem.where), problem.way_out))
 
 
 def sub_blocks(table: Table, shown: Shown, width: int) -> Grid:

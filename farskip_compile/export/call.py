@@ -2,9 +2,9 @@
 """One call of a model as a rewired graph, with what each input of the graph is, and where each output of it goes.
 
 In:    a model, and one call of it; which sizes are to vary.
-Out:   a `Call`: Dynamo's graph after the passes of the backend, verified as there; its inputs as parameters, leaves of
-       the call's arguments, sizes of these and constants; what the call returns in terms of the graph's outputs; and
-       the conditions on sizes under which the graph was made.
+Out:   a `ExportedCall`: Dynamo's graph after the passes of the backend, verified as there; its inputs as parameters,
+       leaves of the call's arguments, sizes of these and constants; what the call returns in terms of the graph's
+       outputs; and the conditions on sizes under which the graph was made.
 Never: runs the model; takes a graph for a call that does more than compute what it returns and write to buffers;
        guesses by names: parameters, arguments and outputs are told by identity.
 
@@ -37,7 +37,7 @@ from farskip_compile.report.compile import CompileReport
 
 
 @dataclass(frozen=True)
-class State:
+class ModelTensor:
     """A parameter or buffer of the model."""
 
     name: str
@@ -51,7 +51,7 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Size:
+class LeafSize:
     """A size of such a leaf."""
 
     number: int
@@ -72,19 +72,19 @@ class Output:
     number: int
 
 
-Source = State | Leaf | Size | Constant
-Result = State | Leaf | Constant | Output
+InputSource = ModelTensor | Leaf | LeafSize | Constant
+Result = ModelTensor | Leaf | Constant | Output
 
 
 @dataclass(frozen=True)
-class Call:
+class ExportedCall:
     """A call of a model, rewired."""
 
     args: tuple[Any, ...]
     """As given, with tensors of their own: `torch.export`, too, takes one tensor given twice for one input."""
     kwargs: dict[str, Any]
     graph: fx.GraphModule
-    inputs: tuple[Source, ...]
+    inputs: tuple[InputSource, ...]
     """What each placeholder of the graph gets."""
     results: tuple[Result, ...]
     """The leaves of what the call returns."""
@@ -104,7 +104,7 @@ def captured_call(
     kwargs: Mapping[str, Any],
     config: FarSkipConfig | None,
     dynamic_shapes: Any,
-) -> Call:
+) -> ExportedCall:
     """The call `called(*args, **kwargs)` of `model`, or of what is compiled or wrapped around it.
 
     Raises:
@@ -139,7 +139,7 @@ def captured_call(
     returned, shape = leaves_of(found.returned)
     results = tuple(map(known.result, returned))
     conditions = Conditions(list(conditioned.values()))
-    return Call(
+    return ExportedCall(
         own_args, own_kwargs, found.module, inputs, results, shape, conditions, tuple(conditioned), found.report
     )
 
@@ -212,20 +212,20 @@ class _Known:
         for number, mark in enumerate(seen.marks):
             self._of[id(mark)] = Output(number)
         for name, value in (*model.named_buffers(), *model.named_parameters()):
-            self._of[id(value)] = State(name)
+            self._of[id(value)] = ModelTensor(name)
         for number, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
                 self._of[id(leaf)] = Leaf(number)
-        self._sizes: dict[Any, Size] = {}
+        self._sizes: dict[Any, LeafSize] = {}
         """Of leaves, by their symbol."""
         for node, argument in zip(seen.placeholders, seen.arguments, strict=True):
             leaf = self._of.get(id(argument))
             if isinstance(leaf, Leaf):
                 for dimension, size in enumerate(node.meta["example_value"].shape):
                     if (symbol := symbol_of(size)) is not None:
-                        self._sizes.setdefault(symbol, Size(leaf.number, dimension))
+                        self._sizes.setdefault(symbol, LeafSize(leaf.number, dimension))
 
-    def source(self, placeholder: fx.Node, value: Any) -> Source:
+    def source(self, placeholder: fx.Node, value: Any) -> InputSource:
         """What a placeholder gets.
 
         Raises:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rewired graph of a call as a module for `torch.export`.
 
-In:    a model, and a `Call` of it.
+In:    a model, and a `ExportedCall` of it.
 Out:   a module with the parameters, buffers and names of the model, the same objects, whose forward has the signature
        of the model's, and runs the rewired graph.
 Never: holds code of the model: what runs is the graph, and hooks are a part of it.
@@ -23,10 +23,10 @@ from torch import nn
 from farskip_compile._compat.modules import not_persistent
 from farskip_compile._compat.trees import leaves_of, put_together
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.export.call import Call, Constant, Leaf, Output, Size, State
+from farskip_compile.export.call import Constant, ExportedCall, Leaf, LeafSize, ModelTensor, Output
 
 
-def as_module(model: nn.Module, call: Call) -> nn.Module:
+def as_module(model: nn.Module, call: ExportedCall) -> nn.Module:
     """The module that computes `call` for any arguments of its structure."""
     module = _with_states_of(model)
     kind = type(f"FarSkip{type(model).__name__}", (nn.Module,), {"forward": _forward(model, call)})
@@ -47,15 +47,15 @@ def _with_states_of(model: nn.Module) -> nn.Module:
     return found
 
 
-def _forward(model: nn.Module, call: Call) -> Callable[..., Any]:
+def _forward(model: nn.Module, call: ExportedCall) -> Callable[..., Any]:
     def value(module: nn.Module, leaves: list[Any], outputs: list[Any], of: Any) -> Any:
         match of:
-            case State(name):
+            case ModelTensor(name):
                 owner, _, attribute = name.rpartition(".")
                 return getattr(module.get_submodule(owner), attribute)
             case Leaf(number):
                 return leaves[number]
-            case Size(number, dimension):
+            case LeafSize(number, dimension):
                 return leaves[number].shape[dimension]
             case Constant(fixed):
                 return fixed

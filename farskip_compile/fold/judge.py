@@ -15,10 +15,10 @@ import torch
 
 from farskip_compile.causal.batches import Batch
 from farskip_compile.causal.losses import forward_kl
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.teacher import TopLogits
 from farskip_compile.fold.tape import Tape
-from farskip_compile.fold.twins import Twins
+from farskip_compile.fold.twins import ChannelTwins
 
 TOP = 128
 """Logits of the original that are kept at each position; the rest of its probability is one more outcome."""
@@ -27,7 +27,7 @@ TOP = 128
 class Judge:
     """See the module."""
 
-    def __init__(self, twins: Twins, batches: Sequence[Batch], ranks: Ranks) -> None:
+    def __init__(self, twins: ChannelTwins, batches: Sequence[Batch], ranks: TrainingRanks) -> None:
         self.twins, self.batches, self.ranks = twins, batches, ranks
         inputs = [twins.inputs(batch) for batch in batches]
         self._known: list[TopLogits] = []

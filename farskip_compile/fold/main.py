@@ -36,7 +36,7 @@ from torch import nn
 
 from farskip_compile.causal.batches import Batch, as_batch
 from farskip_compile.causal.identity import bytes_of, checksum
-from farskip_compile.causal.ranks import Ranks, run_alone
+from farskip_compile.causal.ranks import TrainingRanks, run_alone
 from farskip_compile.causal.teacher import evaluating
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
@@ -44,11 +44,11 @@ from farskip_compile.fold.judge import Judge
 from farskip_compile.fold.multiply import multiply
 from farskip_compile.fold.record import Folded, FoldedRead
 from farskip_compile.fold.short import Shortfall
-from farskip_compile.fold.sites import Search, Site
-from farskip_compile.fold.solve import Pairs
+from farskip_compile.fold.sites import FoldSite, Search
+from farskip_compile.fold.solve import NormalEquations
 from farskip_compile.fold.states import ANEW, States, numbers_of, put_back
 from farskip_compile.fold.tape import Tape
-from farskip_compile.fold.twins import Twins
+from farskip_compile.fold.twins import ChannelTwins
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 OnSite = Callable[[str, int, int], None]
@@ -61,7 +61,7 @@ class _Text:
 
     calibration: Sequence[Batch]
     held_out: Sequence[Batch]
-    ranks: Ranks
+    ranks: TrainingRanks
 
 
 def fold(
@@ -96,7 +96,7 @@ def fold(
         UnsupportedPatternError: nothing that changes has a linear reader.
         FarSkipError: the model can't be rewired as asked.
     """
-    ranks = Ranks(model, lambda name, parameter: False)
+    ranks = TrainingRanks(model, lambda name, parameter: False)
     batches, judged = ([as_batch(one, ranks.device) for one in given] for given in (calibration, held_out))
     if not batches or not judged:
         raise ConfigError("a fold needs calibration and held-out batches", way_out="at least one of each")
@@ -125,7 +125,7 @@ class _Fold:
         self, model: nn.Module, text: _Text, config: FarSkipConfig, states: States, outputs: bool, on_site: OnSite
     ) -> None:
         self.batches, self.ranks, self.states, self.on_site = text.calibration, text.ranks, states, on_site
-        self.twins = twins = Twins(model, config)
+        self.twins = twins = ChannelTwins(model, config)
         self.parameters = dict(model.named_parameters())
         inputs = [twins.inputs(batch) for batch in self.batches]
         search = Search(twins, inputs[0], self._agree)
@@ -157,7 +157,7 @@ class _Fold:
         (tokens,) = self.ranks.sum(sum(batch.tokens for batch in self.batches))
         return Folded(tuple(done), tuple(self.alone), before, kl, int(tokens), self.judge.tokens)
 
-    def _one(self, number: int, site: Site, kl: float) -> FoldedRead:
+    def _one(self, number: int, site: FoldSite, kl: float) -> FoldedRead:
         for tape in self.original:
             tape.advance(site.there)
         for tape in (*self.rewired, *self.judge.tapes):
@@ -175,7 +175,7 @@ class _Fold:
             original.seen.pop(site.original)
         return done
 
-    def _folded(self, site: Site, mine: Mapping[str, torch.Tensor], kl: float) -> FoldedRead:
+    def _folded(self, site: FoldSite, mine: Mapping[str, torch.Tensor], kl: float) -> FoldedRead:
         solution = self._pairs(site).solve(self._add_up)
         if solution is None:
             return FoldedRead(site.row, tuple(mine), 0.0, 0.0, kl, kl, accepted=False, outputs=site.outputs)
@@ -189,19 +189,19 @@ class _Fold:
             put_back(mine, kept)
         return FoldedRead(site.row, tuple(mine), solution.explained, solution.ridge, after, kl, accepted, site.outputs)
 
-    def _pairs(self, site: Site) -> Pairs:
-        found: Pairs | None = None
+    def _pairs(self, site: FoldSite) -> NormalEquations:
+        found: NormalEquations | None = None
         for at, batch in enumerate(self.batches):
             now, then = (one.reshape(-1, one.shape[-1]) for one in self._both(at, site))
             if site.outputs:
                 then = then + self.short.of(at, then)
             now, then = _without_padding(now, batch), _without_padding(then, batch)
-            found = found or Pairs(now.shape[-1], now)
+            found = found or NormalEquations(now.shape[-1], now)
             found.add(now, then)
         assert found is not None
         return found
 
-    def _both(self, at: int, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
+    def _both(self, at: int, site: FoldSite) -> tuple[torch.Tensor, torch.Tensor]:
         """What the value of a site is for a batch: rewired, a term with its writers as they are now; and as written."""
         tape = self.rewired[at]
         now = tape.ahead(site.value) if site.outputs else tape.seen[site.value]
@@ -228,7 +228,7 @@ def _without_padding(rows: torch.Tensor, batch: Batch) -> torch.Tensor:
     return rows[mask.flatten() != 0] if mask is not None and mask.numel() == len(rows) else rows
 
 
-def _same_number_on_all(ranks: Ranks, *given: Sequence[Batch]) -> None:
+def _same_number_on_all(ranks: TrainingRanks, *given: Sequence[Batch]) -> None:
     for batches in given:
         total, squares = ranks.sum(len(batches), len(batches) ** 2)
         if squares * ranks.size != total**2:

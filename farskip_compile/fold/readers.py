@@ -2,8 +2,8 @@
 """Which parameters read a value linearly: found by experiment, for any operator.
 
 In:    a graph, what its nodes are for one batch, and a node.
-Out:   `Found`: the parameters that read it, each with the axis that meets its features; the operators that read it in
-       another way.
+Out:   `ValueReaders`: the parameters that read it, each with the axis that meets its features; the operators that read
+       it in another way.
 Never: knows an operator; changes a parameter or a value.
 
 An operator *carries* a value if a change of basis of the value is the same change of its result: it moves, casts, sends
@@ -32,7 +32,7 @@ from farskip_compile.passes.graph.walk import walk_back
 
 
 @dataclass(frozen=True)
-class Reader:
+class ParameterReader:
     """A parameter at one place of the graph."""
 
     parameter: fx.Node
@@ -44,11 +44,11 @@ class Reader:
 
 
 @dataclass
-class Found:
+class ValueReaders:
     """Who reads a value."""
 
     value: fx.Node
-    readers: list[Reader] = field(default_factory=list)
+    readers: list[ParameterReader] = field(default_factory=list)
     carried: dict[fx.Node, int | None] = field(default_factory=dict)
     """The nodes that hold the value's rows, with the axis of its features; None: a tuple of such."""
     others: list[fx.Node] = field(default_factory=list)
@@ -57,11 +57,13 @@ class Found:
     """Parameters that meet it, and whose numbers are not plain floating-point ones."""
 
 
-def find_readers(lab: Lab, value: fx.Node, region: Collection[fx.Node], parameters: Collection[fx.Node]) -> Found:
+def find_readers(
+    lab: Lab, value: fx.Node, region: Collection[fx.Node], parameters: Collection[fx.Node]
+) -> ValueReaders:
     """Who in `region` (in graph order) reads `value`; `parameters` are placeholders."""
     now = lab.value(value)
     basis = Basis.of_size(now.shape[-1], now.device)
-    found = Found(value, carried={value: -1})
+    found = ValueReaders(value, carried={value: -1})
     changed: dict[fx.Node, Any] = {value: basis.changed(now, -1)}
     for node in region:
         inputs = [arg for arg in node.all_input_nodes if arg in found.carried]
@@ -126,7 +128,7 @@ def _reading(
     wanted: Any,
     parameters: Collection[fx.Node],
     quantised: list[fx.Node],
-) -> Iterator[Reader]:
+) -> Iterator[ParameterReader]:
     """The parameters that read the value at `node`, whose result for the changed value is `wanted`."""
     if not isinstance(wanted, torch.Tensor) or not wanted.is_floating_point():
         return
@@ -143,4 +145,4 @@ def _reading(
                 continue
             then = lab.run_path([*path, node], {parameter: basis.folded(now, axis)})
             if lab.agree(alike(then, wanted)):
-                yield Reader(parameter, axis, node)
+                yield ParameterReader(parameter, axis, node)

@@ -17,13 +17,13 @@ import torch
 from torch import fx
 
 from farskip_compile.fold.tape import Tape
-from farskip_compile.fold.twins import Twins
+from farskip_compile.fold.twins import ChannelTwins
 
 
 class Shortfall:
     """See the module; `sites`: the rewired nodes of the terms that have one."""
 
-    def __init__(self, twins: Twins, sites: Collection[fx.Node]) -> None:
+    def __init__(self, twins: ChannelTwins, sites: Collection[fx.Node]) -> None:
         pairs = twins.terms()
         self._open = [pair for pair in pairs if pair[0] not in sites]
         self.watched = [node for node, _ in self._open], [original for _, original in pairs]

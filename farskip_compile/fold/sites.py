@@ -2,7 +2,7 @@
 """Where a fold can change weights: what changed rows read, and what they add.
 
 In:    twins, and what their placeholders are for one batch.
-Out:   a `Site` for each value that a changed row reads before its first product, with the parameters that read it
+Out:   a `FoldSite` for each value that a changed row reads before its first product, with the parameters that read it
        linearly; and, if asked, for each term that it adds, with the parameters that write it. What is left alone, with
        the reason.
 Never: takes a parameter that is used by anything else, too.
@@ -27,9 +27,9 @@ from torch import fx
 
 from farskip_compile.errors import VerificationError
 from farskip_compile.fold.lab import Agree, Lab, is_made_of_floats
-from farskip_compile.fold.readers import Found, Reader, find_readers
+from farskip_compile.fold.readers import ParameterReader, ValueReaders, find_readers
 from farskip_compile.fold.record import LeftAlone
-from farskip_compile.fold.twins import Twins
+from farskip_compile.fold.twins import ChannelTwins
 from farskip_compile.fold.writers import find_writers
 from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.walk import walk_back
@@ -38,7 +38,7 @@ from farskip_compile.passes.residual.tags import terms_of
 
 
 @dataclass(frozen=True)
-class Site:
+class FoldSite:
     """A value that a changed row reads, with its linear readers; or a term that it adds, with its linear writers."""
 
     row: str
@@ -59,10 +59,10 @@ class Site:
 class Search:
     """See the module."""
 
-    def __init__(self, twins: Twins, given: tuple[object, ...], agree: Agree) -> None:
+    def __init__(self, twins: ChannelTwins, given: tuple[object, ...], agree: Agree) -> None:
         self.twins, self.course = twins, twins.student
         self.lab = Lab(twins.student, given, twins.held, agree)
-        self.sites: list[Site] = []
+        self.sites: list[FoldSite] = []
         self.alone: dict[LeftAlone, None] = {}
         self._tied = _tied(twins, given)
         self._by_term: dict[str, list[fx.Node]] = {}
@@ -72,7 +72,7 @@ class Search:
         self._here = {node.name: node for node in twins.student.nodes}
         self._there = {node.name: node for node in twins.teacher.nodes}
 
-    def run(self, on_row: Callable[[int, int], None], *, outputs: bool) -> tuple[list[Site], list[LeftAlone]]:
+    def run(self, on_row: Callable[[int, int], None], *, outputs: bool) -> tuple[list[FoldSite], list[LeftAlone]]:
         """All sites, in the order in which they are folded; and what is left alone."""
         place = self.course.place
         regions = [(row, self._region(row)) for row in self.twins.table.rows if row.left_out]
@@ -130,7 +130,7 @@ class Search:
                 continue
             original = self._same(node, readers[0], found)
             self.sites.append(
-                Site(
+                FoldSite(
                     row=row.name,
                     value=node,
                     original=original,
@@ -158,7 +158,7 @@ class Search:
                     )
                 continue
             self.sites.append(
-                Site(
+                FoldSite(
                     row=row.name,
                     value=node,
                     original=original,
@@ -169,7 +169,7 @@ class Search:
                 )
             )
 
-    def _free(self, row: SubBlock, found: Found) -> list[Reader]:
+    def _free(self, row: SubBlock, found: ValueReaders) -> list[ParameterReader]:
         """Step 4, for readers."""
         nodes, readers = {reader.node for reader in found.readers}, []
         for reader in found.readers:
@@ -203,7 +203,7 @@ class Search:
                 places.append(self.course.place[node])
         return min(places)
 
-    def _same(self, value: fx.Node, reader: Reader, found: Found) -> fx.Node:
+    def _same(self, value: fx.Node, reader: ParameterReader, found: ValueReaders) -> fx.Node:
         """Step 5."""
         here, there = reader.node, self._there.get(reader.node.name)
         while here is not value and there is not None:
@@ -257,7 +257,7 @@ def _shapes(parameter: fx.Node) -> list[fx.Node]:
     return [*found][1:]
 
 
-def _tied(twins: Twins, given: tuple[object, ...]) -> set[fx.Node]:
+def _tied(twins: ChannelTwins, given: tuple[object, ...]) -> set[fx.Node]:
     """Placeholders whose memory another one has, too."""
     by_memory: dict[int, list[fx.Node]] = {}
     for node, value in zip(twins.student.nodes, given, strict=False):

@@ -2,8 +2,8 @@
 """The matrix of a fold: what a value was, from what it is.
 
 In:    pairs of rows, [tokens, H] as the rewired model has them and as the original has them, in batches, on all ranks.
-Out:   `Pairs`: their Gram matrices in float32 (float64 for such values), of those that are fitted and of those that the
-       ridge is chosen by; `solve`: `M` [H, H] with `now @ M` nearest to `original`.
+Out:   `NormalEquations`: their Gram matrices in float32 (float64 for such values), of those that are fitted and of
+       those that the ridge is chosen by; `solve`: `M` [H, H] with `now @ M` nearest to `original`.
 Never: holds rows; memory is six matrices [H, H].
 
 M minimises |original - now M|^2 + ridge |M - 1|^2: a strong ridge leaves the value as it is. The ridge is the one of
@@ -60,7 +60,7 @@ class Solution:
     ridge: float
 
 
-class Pairs:
+class NormalEquations:
     """See the module."""
 
     def __init__(self, size: int, like: torch.Tensor) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.tensor_files import Seal, library, local, read_tensors, write_tensors
 from farskip_compile.errors import ConfigError, DistillationError
 from farskip_compile.fold.record import FoldedRead
-from farskip_compile.json_files import Reader, read_sealed, write_sealed
+from farskip_compile.json_files import JsonReader, read_sealed, write_sealed
 
 ANEW = "another folder, or remove this one"
 
@@ -36,7 +36,7 @@ class _Done:
 class States:
     """See the module; without a folder nothing is kept."""
 
-    def __init__(self, folder: Path | None, about: Mapping[str, Any], ranks: Ranks) -> None:
+    def __init__(self, folder: Path | None, about: Mapping[str, Any], ranks: TrainingRanks) -> None:
         self.folder, self.ranks = folder, ranks
         if folder is None:
             return
@@ -61,7 +61,7 @@ class States:
         (missing,) = self.ranks.sum(not file.exists())
         if missing:
             return None
-        reader = Reader(str(file), DistillationError, always=ANEW, accepts_null=True)
+        reader = JsonReader(str(file), DistillationError, always=ANEW, accepts_null=True)
         found = reader.decode(_Done, read_sealed(file, "fold", way_out=ANEW, error=DistillationError))
         if found.tensors is not None:
             put_back(parameters, read_tensors(file.with_suffix(".safetensors"), found.tensors, ANEW))
@@ -88,7 +88,7 @@ def folded_weights(folder: Path, rank: int = 0) -> dict[str, torch.Tensor]:
     """
     found: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob(f"read-*-{rank}.json")):
-        reader = Reader(str(file), DistillationError, always=ANEW, accepts_null=True)
+        reader = JsonReader(str(file), DistillationError, always=ANEW, accepts_null=True)
         done = reader.decode(_Done, read_sealed(file, "fold", way_out=ANEW, error=DistillationError))
         if done.tensors is not None:
             found |= read_tensors(file.with_suffix(".safetensors"), done.tensors, ANEW)

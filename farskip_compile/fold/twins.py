@@ -2,8 +2,8 @@
 """The graph of a model as it is written, the rewired one, and what a batch gives to both.
 
 In:    a model, and the configuration that it is to be rewired with.
-Out:   `Twins`: `teacher` and `student`, from one capture by Dynamo, with the same placeholders; the rewired table; for
-       a batch the values of the placeholders, and its logits from what a graph returned.
+Out:   `ChannelTwins`: `teacher` and `student`, from one capture by Dynamo, with the same placeholders; the rewired
+       table; for a batch the values of the placeholders, and its logits from what a graph returned.
 Never: compiles; runs the model; takes batches of two shapes (they would be two graphs).
 """
 
@@ -22,7 +22,7 @@ from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.errors import ConfigError
 from farskip_compile.fold.stand_ins import Parameters
 from farskip_compile.fold.tape import Course
-from farskip_compile.passes.residual.table import Kind, Table
+from farskip_compile.passes.residual.table import Table, TermKind
 from farskip_compile.pipeline import run
 
 
@@ -30,7 +30,7 @@ class _Given(BaseException):
     """Ends a call of the model once the inputs of its graph are known, past every `except Exception` of the model."""
 
 
-class Twins:
+class ChannelTwins:
     """See the module.
 
     Raises:
@@ -76,7 +76,7 @@ class Twins:
         """The nodes that hold the terms of the residual stream, rewired and as written, without the embedding."""
         here, there = ({node.name: node for node in course.nodes} for course in (self.student, self.teacher))
         pairs = zip(self.table.terms, self.table_as_written.terms, strict=True)
-        return [(here[one.node], there[other.node]) for one, other in pairs if one.kind is not Kind.EMBEDDING]
+        return [(here[one.node], there[other.node]) for one, other in pairs if one.kind is not TermKind.EMBEDDING]
 
     def _held(self, given: Sequence[Any]) -> set[fx.Node]:
         pairs = zip(_placeholders(self.student.module), given, strict=True)

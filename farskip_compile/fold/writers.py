@@ -26,7 +26,7 @@ from farskip_compile.fold.readers import is_plain
 
 
 @dataclass(frozen=True)
-class Writer:
+class ParameterWriter:
     """A parameter."""
 
     parameter: fx.Node
@@ -37,7 +37,7 @@ class Writer:
 
 def find_writers(
     lab: Lab, term: fx.Node, region: Collection[fx.Node], parameters: Collection[fx.Node]
-) -> tuple[Writer, ...]:
+) -> tuple[ParameterWriter, ...]:
     """What in `region` (in graph order) writes `term`; `parameters` are placeholders."""
     now = lab.value(term)
     basis = Basis.of_size(now.shape[-1], now.device)
@@ -51,7 +51,7 @@ def find_writers(
 
 def _writers(
     lab: Lab, basis: Basis, term: fx.Node, region: Collection[fx.Node], parameters: Collection[fx.Node]
-) -> Iterator[Writer]:
+) -> Iterator[ParameterWriter]:
     now = lab.value(term)
     for parameter in parameters:
         value = lab.value(parameter)
@@ -69,7 +69,7 @@ def _writers(
         for axis in axes:
             then = lab.run_path(path, {parameter: basis.changed(value, axis)})
             if lab.agree(alike_beside(then - without, own, now)):
-                yield Writer(parameter, axis)
+                yield ParameterWriter(parameter, axis)
                 break
 
 

@@ -40,20 +40,20 @@ UNSEEN = (
 UNGUARD = "; farskip_compile.unguard(model) where the original function is wanted"
 
 
-class Family:
+class ModelFamily:
     """A model and its copies: whether one of them was rewired. Copies share it, pickles get one of their own."""
 
     def __init__(self) -> None:
         self.rewired = False
 
-    def __deepcopy__(self, _: dict[int, Any]) -> Family:
+    def __deepcopy__(self, _: dict[int, Any]) -> ModelFamily:
         return self
 
 
 class CompiledGuard(Guard):
     """The guard of a module that is compiled in place, or of a copy of it, which is not."""
 
-    def __init__(self, module: nn.Module, family: Family, *, strict: bool, has_manifest: bool) -> None:
+    def __init__(self, module: nn.Module, family: ModelFamily, *, strict: bool, has_manifest: bool) -> None:
         self.module = module
         self.family = family
         self.strict = strict
@@ -118,7 +118,7 @@ def watch() -> None:
 def note_rewired() -> None:
     """The graph that Dynamo has just traced was rewired."""
     traced = tracing()
-    families: list[Family] = _traced.get(traced, []) if traced is not None else []
+    families: list[ModelFamily] = _traced.get(traced, []) if traced is not None else []
     for family in families:
         family.rewired = True
 
@@ -127,7 +127,7 @@ def _guard(model: nn.Module, compiler: Compiler) -> None:
     if not is_ours(compiler) or not changes_function(compiler) or hasattr(vars(model).get("forward"), REFUSES):
         return
     known = vars(model).get(GUARD)
-    family = known.family if isinstance(known, CompiledGuard) else Family()
+    family = known.family if isinstance(known, CompiledGuard) else ModelFamily()
     carried = getattr(getattr(model, "config", None), "farskip", None)
     has_manifest = option(compiler, "manifest") is not None or isinstance(carried, dict)
     for module in with_parts(model):

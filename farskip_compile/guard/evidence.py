@@ -30,7 +30,7 @@ from farskip_compile.report.compile import CompileReport, Outcome
 
 
 @dataclass
-class Evidence:
+class ModelEvidence:
     """What was seen of one model; `reports` is filled while graphs are compiled."""
 
     manifest: Manifest | None

@@ -33,14 +33,14 @@ GUARD = "farskip_guarded_by"
 REFUSES = "farskip_refuses"
 """Attribute of a forward that refuses its original wiring by itself, as a layer of `regional` does."""
 
-Refusal = tuple[str, str]
+ReasonAndHint = tuple[str, str]
 """Reason and way out of the error."""
 
 
 class Guard:
     """The action of a module whose forward is about to run in its original wiring; this one raises."""
 
-    def __init__(self, module: nn.Module, refusal: Refusal) -> None:
+    def __init__(self, module: nn.Module, refusal: ReasonAndHint) -> None:
         self.module = module
         self.refusal = refusal
 
@@ -69,7 +69,7 @@ class Guard:
         attach(self.module, self)  # of a copy, or from a pickle, which has no functions
 
 
-def guard(model: nn.Module, manifest: str | None, *, refusal: Refusal | None = None) -> None:
+def guard(model: nn.Module, manifest: str | None, *, refusal: ReasonAndHint | None = None) -> None:
     """Refuse to run `model` in its original wiring.
 
     Args:
@@ -172,7 +172,7 @@ def _unbound(given: Callable[..., Any], module: nn.Module) -> Callable[..., Any]
     return plain
 
 
-def _of_weights(manifest: str | None) -> Refusal:
+def _of_weights(manifest: str | None) -> ReasonAndHint:
     described = f"{manifest} describes" if manifest is not None else "the manifest in its configuration describes"
     option = repr(manifest) if manifest is not None else "model.config.to_dict()"
     return (

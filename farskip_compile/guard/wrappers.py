@@ -34,8 +34,8 @@ from farskip_compile.guard.activity import activity
 from farskip_compile.guard.compilers import changes_function, is_ours, is_strict, traced_by_us
 from farskip_compile.guard.report import original_wiring
 
-Report = Callable[[], None]
-_reached: ContextVar[Report | None] = ContextVar("farskip_reached", default=None)
+ReportWrapper = Callable[[], None]
+_reached: ContextVar[ReportWrapper | None] = ContextVar("farskip_reached", default=None)
 """What to do if the model is called: set while a method of the wrapper runs."""
 
 
@@ -120,7 +120,7 @@ def _rewires(compiler: Compiler | None) -> bool:
 
 
 @contextmanager
-def _watched(models: Sequence[nn.Module], report: Report) -> Iterator[None]:
+def _watched(models: Sequence[nn.Module], report: ReportWrapper) -> Iterator[None]:
     handles = [model.register_forward_pre_hook(_called) for model in models]
     token = _reached.set(report)
     try:

@@ -22,7 +22,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.heal.forecast import scenario_of
 from farskip_compile.heal.material import Material
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.plan import Damage, RowDamage, connectivity_of, find_front, measure_damage
 from farskip_compile.simulate.rank_model import rank_model
@@ -33,7 +33,7 @@ MEMORY_INCREASE = 0.5
 
 
 def damage_of(
-    material: Material, settings: Settings, on_row: Callable[[int, int], None] = lambda done, total: None
+    material: Material, settings: HealSettings, on_row: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
     """What each row does, when it is rewired alone.
 
@@ -57,7 +57,7 @@ def damage_of(
     }
 
 
-def choose_rows(damage: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def choose_rows(damage: Mapping[str, Any], settings: HealSettings) -> dict[str, Any]:
     """Which rows are rewired; all of them unless a choice was asked for.
 
     Raises:
@@ -95,7 +95,7 @@ def choose_rows(damage: Mapping[str, Any], settings: Settings) -> dict[str, Any]
     }
 
 
-def chosen_connectivity(plan: Mapping[str, Any], settings: Settings) -> tuple[Connectivity, LayerRange]:
+def chosen_connectivity(plan: Mapping[str, Any], settings: HealSettings) -> tuple[Connectivity, LayerRange]:
     """What `choose_rows` found, as `self_distill` takes it."""
     if isinstance(plan["connectivity"], str):
         return settings.connectivity, settings.layers
@@ -107,7 +107,7 @@ def _table(connectivity: Connectivity) -> Mapping[str, tuple[str, ...]]:
     return {row: tuple(gone) for row, gone in connectivity.items()}
 
 
-def _front(damage: Damage, settings: Settings) -> Any:
+def _front(damage: Damage, settings: HealSettings) -> Any:
     scenario = scenario_of(settings)
     with fake_ranks(scenario.ranks), warnings.catch_warnings(action="ignore"):
         model = rank_model(scenario)
@@ -116,7 +116,7 @@ def _front(damage: Damage, settings: Settings) -> Any:
             return find_front(model.module, (), damage, kwargs=model.kwargs, config=config, backward=scenario.trains)
 
 
-def _damage(found: Mapping[str, Any], settings: Settings) -> Damage:
+def _damage(found: Mapping[str, Any], settings: HealSettings) -> Damage:
     """From plain data."""
 
     def held_out(numbers: Mapping[str, Any]) -> HeldOut:

@@ -2,7 +2,8 @@
 """What a healing will take: tokens, hours, memory and disk, before it begins.
 
 In:    material, settings, and the steps of training.
-Out:   `Estimate`, plain data, which says on how many steps of the model it rests. `shortage` names what does not fit.
+Out:   `HealEstimate`, plain data, which says on how many steps of the model it rests. `shortage` names what does not
+       fit.
 Never: changes a parameter, keeps a gradient, or writes anything. Promises: the model runs as it is written, not
        compiled, and compiling takes minutes; activations are measured on an accelerator only; other programs may want
        the machine, too.
@@ -36,7 +37,7 @@ from farskip_compile.distill.trials import FACTORS
 from farskip_compile.distill.trials import SHARE as TRIED
 from farskip_compile.errors import ConfigError
 from farskip_compile.heal.material import Material
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from farskip_compile.prepare.preserve_state import state_kept
 from farskip_compile.prepare.writes import Writes
 
@@ -53,7 +54,7 @@ CHUNKS = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class HealEstimate:
     """Seconds, bytes, and what they rest on."""
 
     parameters: int
@@ -99,7 +100,7 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(material: Material, settings: Settings, config: DistillConfig, rows: int) -> Estimate:
+def estimate(material: Material, settings: HealSettings, config: DistillConfig, rows: int) -> HealEstimate:
     """Measure and count.
 
     Args:
@@ -142,7 +143,7 @@ def estimate(material: Material, settings: Settings, config: DistillConfig, rows
         memory["teacher"] = weights
     if activations is not None:
         memory["activations"] = activations
-    return Estimate(
+    return HealEstimate(
         parameters=sum(value.numel() for value in model.parameters()),
         trained=numbers,
         tokens=round(tokens),

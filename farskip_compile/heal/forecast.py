@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from farskip_compile.errors import FarSkipError
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from farskip_compile.simulate import Scenario, predict
 
 NOT_ASKED = "none was asked for (--hardware h100 --ep 8, or another profile)"
 
 
-def scenario_of(settings: Settings) -> Scenario:
+def scenario_of(settings: HealSettings) -> Scenario:
     """What is predicted.
 
     Raises:
@@ -40,7 +40,7 @@ def scenario_of(settings: Settings) -> Scenario:
     )
 
 
-def forecast(settings: Settings) -> dict[str, Any]:
+def forecast(settings: HealSettings) -> dict[str, Any]:
     """`reason` is empty if there is a forecast.
 
     Raises:

@@ -21,7 +21,7 @@ from farskip_compile.backend import backend
 from farskip_compile.causal.asking import MEMORY, Asking
 from farskip_compile.causal.batches import as_batch
 from farskip_compile.causal.evaluate import Evaluation, HeldOut, paired
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.teacher import FrozenTeacher, evaluating
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.distill.beginning import FOLD
@@ -30,7 +30,7 @@ from farskip_compile.errors import DistillationError
 from farskip_compile.fold.states import folded_weights
 from farskip_compile.guard.forward import unguard
 from farskip_compile.heal.material import Half, device_of, plain_model
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from farskip_compile.heal.steps import STEPS
 from farskip_compile.manifest import load_manifest
 from farskip_compile.manifest.files import CONFIG
@@ -39,7 +39,7 @@ from farskip_compile.prepare import prepare
 
 
 def judge(
-    settings: Settings, half: Half, chosen: tuple[Connectivity, LayerRange], *, folded: bool
+    settings: HealSettings, half: Half, chosen: tuple[Connectivity, LayerRange], *, folded: bool
 ) -> dict[str, dict[str, Any]]:
     """Figures by row, in the order of the page; `folded`: whether there was a fold.
 
@@ -51,7 +51,7 @@ def judge(
     batches = [as_batch(one, device_of(settings)) for one in half.batches]
     with evaluating(model):
         asking = Asking(model, batches[0], MEMORY)
-        evaluation = Evaluation(batches, FrozenTeacher(model, asking=asking), Ranks(model), MEMORY)
+        evaluation = Evaluation(batches, FrozenTeacher(model, asking=asking), TrainingRanks(model), MEMORY)
         found = {"original": _row(evaluation, model, asking)}
     prepare(model)
     config = FarSkipConfig(connectivity=chosen[0], layers=chosen[1], inner=settings.inner)
@@ -70,7 +70,7 @@ def judge(
     return {name: _figures(one, found) for name, one in found.items()}
 
 
-def _healed(settings: Settings, evaluation: Evaluation) -> HeldOut:
+def _healed(settings: HealSettings, evaluation: Evaluation) -> HeldOut:
     from transformers import AutoModelForCausalLM
 
     folder = settings.out / CHECKPOINT

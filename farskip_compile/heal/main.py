@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`farskip heal`: from a checkpoint to a healed one.
 
-In:    `Settings`; functions that show what is found, and ask whether to go on.
+In:    `HealSettings`; functions that show what is found, and ask whether to go on.
 Out:   `FOLDER/model`: a checkpoint with tokenizer, manifest and guard; `FOLDER/report.md` and `report.json`.
 Never: writes anything before the answer; judges by text that anything was chosen by; trains on held-out text; does a
        step again that is done (`steps`).
@@ -32,14 +32,14 @@ from farskip_compile.distill.main import CHECKPOINT, self_distill
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain import Explanation, explain
 from farskip_compile.heal.choice import choose_rows, chosen_connectivity, damage_of
-from farskip_compile.heal.estimate import Estimate, estimate
+from farskip_compile.heal.estimate import HealEstimate, estimate
 from farskip_compile.heal.forecast import forecast, in_words
 from farskip_compile.heal.judgement import judge
 from farskip_compile.heal.material import Half, Material, load_material
 from farskip_compile.heal.page import bits_per_byte, damage_page, estimate_page, markdown
 from farskip_compile.heal.recipes import config_for, options_of, steps_for
-from farskip_compile.heal.settings import Settings
-from farskip_compile.heal.steps import ANEW, STEPS, Steps
+from farskip_compile.heal.settings import HealSettings
+from farskip_compile.heal.steps import ANEW, STEPS, HealSteps
 from farskip_compile.json_files import write_text
 from farskip_compile.manifest import load_manifest, save_manifest
 from farskip_compile.manifest.files import CONFIG
@@ -68,7 +68,7 @@ class Talk:
     """The question."""
 
 
-def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
+def heal(settings: HealSettings, talk: Talk) -> dict[str, Any]:
     """Heal a checkpoint, or go on with it; returns the report.
 
     Raises:
@@ -86,10 +86,10 @@ def heal(settings: Settings, talk: Talk) -> dict[str, Any]:
         return _heal(settings, talk, alone)
 
 
-def _heal(settings: Settings, talk: Talk, alone: ExitStack) -> dict[str, Any]:
+def _heal(settings: HealSettings, talk: Talk, alone: ExitStack) -> dict[str, Any]:
     talk.step("model and text")  # 1
     material = load_material(settings)
-    steps = Steps(settings.out)
+    steps = HealSteps(settings.out)
     number = steps_for(settings, material.train.counts.targets, material.train.counts.sequences)
     asked = _asked(settings, material, number)
     config_for(settings, number, (settings.connectivity, settings.layers))  # refused before anything is computed
@@ -132,7 +132,7 @@ def _heal(settings: Settings, talk: Talk, alone: ExitStack) -> dict[str, Any]:
     return report
 
 
-def _asked(settings: Settings, material: Material, number: int) -> dict[str, Any]:
+def _asked(settings: HealSettings, material: Material, number: int) -> dict[str, Any]:
     """What decides the healed weights, by names that a message can use."""
     rows = {
         name: getattr(settings, name)
@@ -152,7 +152,7 @@ def _asked(settings: Settings, material: Material, number: int) -> dict[str, Any
     }
 
 
-def _explained(settings: Settings, material: Material, steps: Steps, talk: Talk) -> dict[str, Any]:
+def _explained(settings: HealSettings, material: Material, steps: HealSteps, talk: Talk) -> dict[str, Any]:
     needs = {"checkpoint": material.model_digest, "connectivity": settings.connectivity, "layers": settings.layers}
 
     talk.step("explain: what is rewired")
@@ -175,24 +175,28 @@ def _explained(settings: Settings, material: Material, steps: Steps, talk: Talk)
     return found
 
 
-def _estimated(settings: Settings, material: Material, steps: Steps, number: int, rows: int, talk: Talk) -> Estimate:
+def _estimated(
+    settings: HealSettings, material: Material, steps: HealSteps, number: int, rows: int, talk: Talk
+) -> HealEstimate:
     needs = {**_asked(settings, material, number), "device": str(material.device), "rows": rows}
     config = config_for(settings, number, (settings.connectivity, settings.layers))
     found = steps.run("estimate", needs, lambda: {"found": estimate(material, settings, config, rows).to_json()})
-    wanted = Estimate(**found["found"])
+    wanted = HealEstimate(**found["found"])
     talk.step("estimate")
     talk.show(estimate_page(wanted))
     return wanted
 
 
-def _forecast(settings: Settings, material: Material, steps: Steps, talk: Talk) -> dict[str, Any]:
+def _forecast(settings: HealSettings, material: Material, steps: HealSteps, talk: Talk) -> dict[str, Any]:
     names = ("hardware", "ep", "tp", "phase", "connectivity")
     needs = {"checkpoint": material.model_digest, **{name: getattr(settings, name) for name in names}}
     talk.step(f"simulate: what it brings{f' on {settings.hardware}' if settings.hardware is not None else ''}")
     return steps.run("forecast", needs, lambda: forecast(settings))
 
 
-def _planned(settings: Settings, material: Material, steps: Steps, talk: Talk) -> tuple[dict[str, Any], dict[str, Any]]:
+def _planned(
+    settings: HealSettings, material: Material, steps: HealSteps, talk: Talk
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The damage, and the rows."""
     asked = {name: getattr(settings, name) for name in ("connectivity", "layers")}
     needs = {"checkpoint": material.model_digest, "text": material.text_digest, **asked}
@@ -210,7 +214,12 @@ def _planned(settings: Settings, material: Material, steps: Steps, talk: Talk) -
 
 
 def _healed(
-    settings: Settings, material: Material, steps: Steps, needs: Mapping[str, Any], config: DistillConfig, talk: Talk
+    settings: HealSettings,
+    material: Material,
+    steps: HealSteps,
+    needs: Mapping[str, Any],
+    config: DistillConfig,
+    talk: Talk,
 ) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         resumed = any(settings.out.glob("state-*"))
@@ -236,7 +245,7 @@ def _healed(
     return steps.run(HEALING, needs, work)
 
 
-def _save(settings: Settings, report: Mapping[str, Any]) -> None:
+def _save(settings: HealSettings, report: Mapping[str, Any]) -> None:
     """The page, and what the manifest is to say of it."""
     folder, healing = settings.out / CHECKPOINT, report["healing"]
     notes = {

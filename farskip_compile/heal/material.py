@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model and the text of a healing.
 
-In:    `Settings`.
+In:    `HealSettings`.
 Out:   `Material`: the model, ready for capture, on its device; its tokenizer; training text; held-out sequences in two
        halves: by the first, rows and weights are chosen; the second judges, and nothing is chosen by it.
 Never: text in two of the three parts: held-out text that is in the training text is refused (`contamination`), unless
@@ -26,10 +26,10 @@ from torch import nn
 from farskip_compile.causal.identity import bytes_of, checksum
 from farskip_compile.distill.source import model_of, tokenizer_of, whole_model
 from farskip_compile.errors import ConfigError
-from farskip_compile.heal.settings import LEAST_HELD_OUT, Settings
+from farskip_compile.heal.settings import LEAST_HELD_OUT, HealSettings
 from farskip_compile.manifest.files import CONFIG
 from farskip_compile.manifest.guarded import is_guarded
-from farskip_compile.texts.contamination import Overlap, find_overlap
+from farskip_compile.texts.contamination import TextOverlap, find_overlap
 from farskip_compile.texts.loaders import TextBatches, text_batches
 
 
@@ -60,7 +60,7 @@ class Material:
     choosing: Half
     judging: Half
     held_out_documents: int
-    overlap: Overlap | None
+    overlap: TextOverlap | None
     """None: not compared."""
     model_digest: str
     text_digest: str
@@ -77,7 +77,7 @@ class Material:
         return (ids,), {"use_cache": False}
 
 
-def device_of(settings: Settings) -> torch.device:
+def device_of(settings: HealSettings) -> torch.device:
     """Where the model runs.
 
     Raises:
@@ -107,13 +107,13 @@ def check_checkpoint(folder: Path) -> None:
         raise ConfigError(f"{folder} is a healed checkpoint already", way_out="the checkpoint of the original model")
 
 
-def plain_model(settings: Settings) -> Any:
+def plain_model(settings: HealSettings) -> Any:
     """The model as it is written, as transformers loads it, on its device."""
     found = whole_model(settings.checkpoint)
     return found.to(getattr(torch, settings.dtype)).to(device_of(settings))
 
 
-def load_material(settings: Settings) -> Material:
+def load_material(settings: HealSettings) -> Material:
     """Read all of it.
 
     Raises:

@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from farskip_compile.distill.main import CHECKPOINT
-from farskip_compile.heal.estimate import Estimate
+from farskip_compile.heal.estimate import HealEstimate
 from farskip_compile.heal.numbers import count, duration, size
 from farskip_compile.text_utils import amount, printable
 
-Report = Mapping[str, Any]
+HealReport = Mapping[str, Any]
 
 COLUMNS = ("", "loss", "perplexity", "bits/byte", "KL", "repaired", "top-1", "loss - original")
 LARGE = 1000
@@ -36,7 +36,7 @@ def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
     return loss / math.log(2) / bytes_per_token if bytes_per_token else None
 
 
-def cells(report: Report) -> Iterator[tuple[str, ...]]:
+def cells(report: HealReport) -> Iterator[tuple[str, ...]]:
     """The rows of the table."""
     for name, row in report["rows"].items():
         bits = bits_per_byte(row["loss"], report["bytes_per_token"])
@@ -53,7 +53,7 @@ def cells(report: Report) -> Iterator[tuple[str, ...]]:
         )
 
 
-def terminal_page(report: Report) -> RenderableType:
+def terminal_page(report: HealReport) -> RenderableType:
     """All of it."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in COLUMNS:
@@ -63,7 +63,7 @@ def terminal_page(report: Report) -> RenderableType:
     return Group(Text(heading(report), style="bold"), Text(), table, Text(), *map(Text, notes(report)))
 
 
-def markdown(report: Report) -> str:
+def markdown(report: HealReport) -> str:
     """The same, with the damage by row."""
     lines = [f"# {heading(report).splitlines()[0]}", "", *heading(report).splitlines()[1:], ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
@@ -79,7 +79,7 @@ def markdown(report: Report) -> str:
     return printable("\n".join(lines), lines=True) + "\n"
 
 
-def heading(report: Report) -> str:
+def heading(report: HealReport) -> str:
     """Two lines."""
     plan, healing = report["plan"], report["healing"]
     return (
@@ -90,7 +90,7 @@ def heading(report: Report) -> str:
     )
 
 
-def notes(report: Report) -> Iterator[str]:
+def notes(report: HealReport) -> Iterator[str]:
     """Sentences: what the figures are of."""
     judged, chosen = report["text"]["judging"], report["text"]["choosing"]
     yield (
@@ -118,7 +118,7 @@ def notes(report: Report) -> Iterator[str]:
         yield f"It took {duration(report['seconds'])}, compiles included; the estimate, without them, was {expected}."
 
 
-def estimate_page(found: Estimate) -> RenderableType:
+def estimate_page(found: HealEstimate) -> RenderableType:
     """Before the question."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)

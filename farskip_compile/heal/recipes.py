@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: what `self_distill` is called with.
 
-In:    `Settings`, the number of targets in the training text, and the rows that are rewired.
+In:    `HealSettings`, the number of targets in the training text, and the rows that are rewired.
 Out:   a `DistillConfig`.
 Never: depends on the machine, but for `save_every`, which does not decide the result.
 
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from farskip_compile.distill.config import AUTO, DistillConfig, Recipe
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -34,7 +34,7 @@ SAVE_SECONDS = 600
 """Between two states, about."""
 
 
-def options_of(settings: Settings) -> dict[str, Any]:
+def options_of(settings: HealSettings) -> dict[str, Any]:
     """What recipe and options say, without what depends on text and rows."""
     found = dict(RECIPES[settings.recipe])
     for name in ("learning_rate", "fold", "stream_weight"):
@@ -50,7 +50,7 @@ def options_of(settings: Settings) -> dict[str, Any]:
     }
 
 
-def steps_for(settings: Settings, targets: int, sequences: int) -> int:
+def steps_for(settings: HealSettings, targets: int, sequences: int) -> int:
     """Optimizer steps.
 
     Args:
@@ -62,7 +62,7 @@ def steps_for(settings: Settings, targets: int, sequences: int) -> int:
 
 
 def config_for(
-    settings: Settings, steps: int, chosen: tuple[Connectivity, LayerRange], seconds: float | None = None
+    settings: HealSettings, steps: int, chosen: tuple[Connectivity, LayerRange], seconds: float | None = None
 ) -> DistillConfig:
     """The configuration; `seconds`: of a step, as measured; None: not known yet.
 

@@ -2,7 +2,7 @@
 """What `farskip heal` is asked for: one frozen record, checked before anything is read.
 
 In:    options as the command has them.
-Out:   `Settings`; a wrong value is a `ConfigError` that names the option.
+Out:   `HealSettings`; a wrong value is a `ConfigError` that names the option.
 Never: reads a file.
 """
 
@@ -28,7 +28,7 @@ LEAST_HELD_OUT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class HealSettings:
     """Options of `farskip heal`.
 
     Raises:

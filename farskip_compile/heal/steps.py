@@ -25,7 +25,7 @@ SCHEMA = 1
 ANEW = "the same arguments as before continue; others need another --out"
 
 
-class Steps:
+class HealSteps:
     """See the module. Nothing is written before `release`: what was found until then is kept."""
 
     def __init__(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ from farskip_compile._compat.names import DETERMINISTIC
 from farskip_compile.carrier import landing  # noqa: F401 (an operator)
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.errors import ConfigError
-from farskip_compile.inductor_passes.cuda_graphs import Captured, keep_flights_whole
+from farskip_compile.inductor_passes.cuda_graphs import CudaGraphCapture, keep_flights_whole
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.inductor_passes.marked import EARLIER, MARKING, communicates, mark
 from farskip_compile.inductor_passes.plan import Plan
@@ -38,7 +38,7 @@ from farskip_compile.passes.pieces import PiecesCut, cut_earlier
 from farskip_compile.passes.schedule.custom_collectives import blocking
 from farskip_compile.passes.schedule.from_graph import input_bytes
 from farskip_compile.passes.schedule.in_flight import landed, leave_in_flight
-from farskip_compile.passes.schedule.search import Limits, Schedule
+from farskip_compile.passes.schedule.search import MemoryLimits, Schedule
 from farskip_compile.ranks.announce import (
     Announcement,
     announcement,
@@ -165,7 +165,7 @@ def _estimates(graph: fx.Graph, plan: Plan) -> Estimates:
     return Estimates(graph, plan.profile, plan.imbalance, came=plan.around.came)
 
 
-def _of_the_graph(limits: Limits) -> Limits:
+def _of_the_graph(limits: MemoryLimits) -> MemoryLimits:
     """Those of the graph: `UNFUSED`."""
     return replace(limits, memory_increase=UNFUSED * limits.memory_increase)
 
@@ -267,7 +267,7 @@ class KernelPass:
         return ordered
 
 
-def _report_kernels(kernel: inductor.Kernel, schedule: Schedule | None, captured: Captured) -> None:
+def _report_kernels(kernel: inductor.Kernel, schedule: Schedule | None, captured: CudaGraphCapture) -> None:
     """Put the figures of the kernels into the announcement that `kernel` makes."""
     announced = Announcement.from_text(inductor.text_argument(kernel))
     report = announced.report

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from torch import fx
 
-from farskip_compile.config import Pieces, PiecesAlong
+from farskip_compile.config import PieceCount, PiecesAlong
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
 from farskip_compile.inductor_passes.without_drops import best_of_combine, cut_without_drops, hand_on_pieces
@@ -26,7 +26,7 @@ class Cuts(Protocol):
     """What a plan says of it."""
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> PieceCount:
         """In how many pieces exchanges are cut."""
 
     @property

@@ -2,8 +2,8 @@
 """With CUDA graphs: no collective is in flight where one of them begins or ends.
 
 In:    the kernels of a graph in their final order, inside the compile whose options have `cuda_graphs.LEFT_OUT`.
-Out:   `Captured`; where a CUDA graph would hold a launch without its wait, or a wait without its launch, Inductor is
-       told to leave all collectives of the graph out of CUDA graphs.
+Out:   `CudaGraphCapture`; where a CUDA graph would hold a launch without its wait, or a wait without its launch,
+       Inductor is told to leave all collectives of the graph out of CUDA graphs.
 Never: changes the order. Inductor's own order for fewer CUDA graphs, made after all passes, is switched off by our
        options, since nobody would check it, and it knows nothing of overlap: that it is off is checked here.
 
@@ -29,7 +29,7 @@ from farskip_compile.passes.schedule.kernels import awaited
 
 
 @dataclass(frozen=True)
-class Captured:
+class CudaGraphCapture:
     """What Inductor captures of a graph."""
 
     graphs: int = 0
@@ -38,7 +38,7 @@ class Captured:
     """Whether collectives were left out of them."""
 
 
-def keep_flights_whole(kernels: Sequence[inductor.Kernel]) -> Captured:
+def keep_flights_whole(kernels: Sequence[inductor.Kernel]) -> CudaGraphCapture:
     """See the module's contract.
 
     Raises:
@@ -46,7 +46,7 @@ def keep_flights_whole(kernels: Sequence[inductor.Kernel]) -> Captured:
     """
     flights = [one for one in kernels if inductor.is_launch_kernel(one) or inductor.is_wait_kernel(one)]
     if not flights or not cuda_graphs.are_captured():
-        return Captured()
+        return CudaGraphCapture()
     if cuda_graphs.in_parts() and cuda_graphs.reorders_for_them():
         raise ConfigError(
             "Inductor is told to reorder kernels for fewer CUDA graphs, after the order of collectives was decided and "
@@ -65,7 +65,7 @@ def keep_flights_whole(kernels: Sequence[inductor.Kernel]) -> Captured:
         )
     runs = cuda_graphs.parts(kernels)
     inside = {kernel for captured, run in runs if captured for kernel in run}
-    return Captured(sum(captured for captured, _ in runs), inside.isdisjoint(flights))
+    return CudaGraphCapture(sum(captured for captured, _ in runs), inside.isdisjoint(flights))
 
 
 def _broken(kernels: Sequence[inductor.Kernel]) -> inductor.Kernel | None:

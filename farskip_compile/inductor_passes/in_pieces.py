@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from farskip_compile.config import Pieces
+from farskip_compile.config import PieceCount
 from farskip_compile.errors import UnsupportedPatternError, Where
 from farskip_compile.inductor_passes.marked import MARKING
 from farskip_compile.passes import PASSES
@@ -24,7 +24,7 @@ from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import CHOICES, PiecesCut, Refused, cut_exchanges
-from farskip_compile.passes.schedule.search import Limits, Schedule
+from farskip_compile.passes.schedule.search import MemoryLimits, Schedule
 from farskip_compile.verify.piece_bits import same_bits
 from farskip_compile.verify.pieces import verify_pieces
 
@@ -36,12 +36,12 @@ WORTH = 0.01
 
 def cut_in_pieces(
     graph: fx.Graph,
-    pieces: Pieces,
+    pieces: PieceCount,
     skip: Collection[str],
     *,
     strict: bool,
     scheduled: Callable[[fx.Graph], Schedule],
-    limits: Limits,
+    limits: MemoryLimits,
 ) -> PiecesCut:
     """Cut the exchanges of `graph` in place.
 
@@ -80,7 +80,7 @@ def cut_in_pieces(
 
 
 def _choose(
-    graph: fx.Graph, before: GraphSnapshot, scheduled: Callable[[fx.Graph], Schedule], limits: Limits
+    graph: fx.Graph, before: GraphSnapshot, scheduled: Callable[[fx.Graph], Schedule], limits: MemoryLimits
 ) -> tuple[int, tuple[Refused, ...]]:
     """The number of pieces with the least estimated time, of those that keep the limit on memory; and what can't be
     cut."""

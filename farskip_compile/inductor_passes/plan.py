@@ -17,11 +17,11 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat.distributed import world_group
-from farskip_compile.config import FarSkipConfig, Pieces, PiecesAlong, resolve
+from farskip_compile.config import FarSkipConfig, PieceCount, PiecesAlong, resolve
 from farskip_compile.costs.device import profile_of
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.graph.declared import Declared
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.search import MemoryLimits
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Plan:
     """How to schedule: equal on all ranks."""
 
     profile: HardwareProfile
-    limits: Limits = field(default_factory=Limits)
+    limits: MemoryLimits = field(default_factory=MemoryLimits)
     ep_group: str | None = None
     """Name of the process group that all-to-alls are moved to."""
     imbalance: float = 1.0
@@ -52,7 +52,7 @@ class Plan:
     """What else all ranks must have in common, see `common_options`; compared with the order."""
     skip: tuple[str, ...] = ()
     """Names of passes to leave out."""
-    pieces: Pieces = 1
+    pieces: PieceCount = 1
     """In how many pieces exchanges are cut."""
     strict: bool = True
     """What can't be cut is an error."""
@@ -77,7 +77,7 @@ def make_plan(
         return None
     profile = config.profile if config.profile is not None else profile_of(module.graph)
     around = around or Around()
-    limits = Limits(config.memory_increase, config.in_flight_bytes, around.beside)
+    limits = MemoryLimits(config.memory_increase, config.in_flight_bytes, around.beside)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
     common = {**(common or {}), "profile": f"{profile.name} {figures}"}
     return Plan(

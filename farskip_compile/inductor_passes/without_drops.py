@@ -24,7 +24,7 @@ from itertools import chain
 import torch
 from torch import fx
 
-from farskip_compile.config import Pieces, PiecesAlong
+from farskip_compile.config import PieceCount, PiecesAlong
 from farskip_compile.costs.collectives import collective_seconds
 from farskip_compile.costs.profile import CollectiveKind, HardwareProfile
 from farskip_compile.errors import UnsupportedPatternError, VerificationError, Where
@@ -42,20 +42,20 @@ from farskip_compile.passes.pieces.notes import is_piece, note
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens import TokensCut
 from farskip_compile.passes.pieces.tokens.order import has_no_rows
-from farskip_compile.passes.pieces.tokens.region import Region
+from farskip_compile.passes.pieces.tokens.region import CopiedRegion
 from farskip_compile.verify.blocks import verify_blocks
 from farskip_compile.verify.tokens import verify_tokens
 
 BY_EXPERT, BY_TOKEN, GO_ON = "pieces_by_expert", "pieces_by_token", "pieces_go_on"
 """Names of passes."""
 OTHERS = frozenset(one.name for one in PASSES if one.stage is Stage.REWIRED)
-Whole = dict[str, tuple[str, Where]]
+UncutReasons = dict[str, tuple[str, Where]]
 """By the launch of an exchange that is not cut: why, and where."""
 
 
 def cut_without_drops(
     module: fx.GraphModule,
-    pieces: Pieces,
+    pieces: PieceCount,
     along: PiecesAlong,
     skip: Collection[str],
     profile: HardwareProfile,
@@ -70,7 +70,7 @@ def cut_without_drops(
     """
     if pieces == 1:
         return
-    whole: Whole = {}
+    whole: UncutReasons = {}
     if along != "tokens" and BY_EXPERT not in skip:
         whole = _by_expert(module.graph, pieces, profile)
     if along == "experts":
@@ -113,7 +113,7 @@ def hand_on_pieces(module: fx.GraphModule, skip: Collection[str]) -> None:
 # By expert
 
 
-def _by_expert(graph: fx.Graph, pieces: Pieces, profile: HardwareProfile) -> Whole:
+def _by_expert(graph: fx.Graph, pieces: PieceCount, profile: HardwareProfile) -> UncutReasons:
     """Cut in place."""
     before = GraphSnapshot(graph)
     how_many = partial(_best_by_expert, profile) if pieces == "auto" else lambda _: pieces
@@ -135,7 +135,9 @@ def _best_by_expert(profile: HardwareProfile, exchanges: Exchanges) -> int:
 # By token
 
 
-def _by_token(module: fx.GraphModule, pieces: Pieces, profile: HardwareProfile, whole: Whole) -> Whole:
+def _by_token(
+    module: fx.GraphModule, pieces: PieceCount, profile: HardwareProfile, whole: UncutReasons
+) -> UncutReasons:
     """Cut what is whole; what then still is."""
     before = GraphSnapshot(module.graph)
     twin = before.restore()
@@ -154,7 +156,7 @@ def _by_token(module: fx.GraphModule, pieces: Pieces, profile: HardwareProfile, 
     except (NotSeparableError, VerificationError) as error:
         where = user_calls.where(error.node) if isinstance(error, NotSeparableError) else error.where or Where()
         left = {_whole(module.graph)[0].name: (error.reason, where)}
-    reasons: Whole = {}
+    reasons: UncutReasons = {}
     for node in _whole(module.graph):
         found = [said[node.name] for said in (whole, left) if node.name in said]
         if found:
@@ -176,13 +178,13 @@ def _is_whole(node: fx.Node) -> bool:
     return any(isinstance(size, fx.Node) for split in splits for size in split)
 
 
-def _best_by_token(profile: HardwareProfile, region: Region) -> int:
+def _best_by_token(profile: HardwareProfile, region: CopiedRegion) -> int:
     if region.gathered:
         return _best_by_gather(profile, region)
     return _cheapest_by_all_to_all(profile, region.launches[0], region.units(), region.inside, 1) if region.pairs else 1
 
 
-def _best_by_gather(profile: HardwareProfile, region: Region) -> int:
+def _best_by_gather(profile: HardwareProfile, region: CopiedRegion) -> int:
     gathers = filter(comms.is_gather, region.launches)
     value = max((one for launch in gathers if (one := ops.tensor(launch)) is not None), key=torch.Tensor.numel)
     ranks: int = region.launches[0].args[1]  # type: ignore[assignment]

@@ -30,7 +30,7 @@ from farskip_compile._compat.modules import is_compiled, unwrapped
 from farskip_compile.config import FarSkipConfig, resolve
 from farskip_compile.describe import from_report
 from farskip_compile.errors import ConfigError, ManifestError
-from farskip_compile.guard.evidence import Evidence
+from farskip_compile.guard.evidence import ModelEvidence
 from farskip_compile.guard.forward import guard
 from farskip_compile.integrations.state import NAME, ManifestState
 from farskip_compile.manifest import Manifest
@@ -77,7 +77,7 @@ class FarSkip(Callback):
         self.name = model
         self._options = options
         self._state = ManifestState(lambda: self.manifest if self.batches else None)
-        self._evidence: Evidence | None = None
+        self._evidence: ModelEvidence | None = None
         self._model: nn.Module | None = None
         self._manifest: Manifest | None = None
         self._before: tuple[CompileReport, ...] | None = None
@@ -121,7 +121,9 @@ class FarSkip(Callback):
         if self._state.loaded is not None:
             options["manifest"] = self._state.loaded
         config = FarSkipConfig.from_options(options)
-        evidence = Evidence(resolve(config).manifest, WAY_OUT)  # raises where the checkpoint contradicts the options
+        evidence = ModelEvidence(
+            resolve(config).manifest, WAY_OUT
+        )  # raises where the checkpoint contradicts the options
 
         def on_report(report: CompileReport) -> None:
             evidence.reports.append(report)
@@ -144,7 +146,7 @@ class FarSkip(Callback):
         # else Dynamo runs what it compiled earlier, be it of another model like this one, and reports nothing
         torch.compiler.reset()
         self._before = last_reports()
-        self._evidence, self._model, self._manifest = Evidence(None, WAY_OUT), model, None
+        self._evidence, self._model, self._manifest = ModelEvidence(None, WAY_OUT), model, None
 
     def _found(self, pl_module: LightningModule) -> nn.Module:
         try:

@@ -36,7 +36,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.describe import from_report
 from farskip_compile.errors import ConfigError, ManifestError, OriginalWiringError
 from farskip_compile.guard.checkpoints import guard_saves
-from farskip_compile.guard.evidence import Evidence
+from farskip_compile.guard.evidence import ModelEvidence
 from farskip_compile.guard.forward import guard
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest, save_manifest
 from farskip_compile.manifest.found import find_manifest
@@ -62,7 +62,7 @@ class _Rewired(TrainerCallback):
     ) -> None:
         self.guard_checkpoints = guard_checkpoints
         self._options, self._dynamic, self._stack_alone = options, dynamic, stack_alone
-        self._evidence: Evidence | None = None
+        self._evidence: ModelEvidence | None = None
         self._model: nn.Module | None = None
         self._compiled: nn.Module | None = None
         self._mark: Callable[[Manifest], None] | None = None
@@ -122,7 +122,7 @@ class _Rewired(TrainerCallback):
                 f"{manifest} says that nothing is rewired, so there is nothing to assert",
                 way_out="train without FarSkipCallback",
             )
-        evidence = Evidence(manifest, WAY_OUT)
+        evidence = ModelEvidence(manifest, WAY_OUT)
         theirs = self._options.get("on_report")
 
         def on_report(report: CompileReport) -> None:
@@ -150,7 +150,7 @@ class _Rewired(TrainerCallback):
             return find_manifest(config.name_or_path, config)
         return given
 
-    def _check(self, model: nn.Module, phase: str) -> Evidence:
+    def _check(self, model: nn.Module, phase: str) -> ModelEvidence:
         if self._evidence is None or self._compiled is None or unwrapped(model) is not self._model:
             raise OriginalWiringError(
                 f"{phase} did not run rewired: FarSkipCallback has not seen the model of this Trainer",

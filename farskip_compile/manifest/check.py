@@ -28,10 +28,10 @@ from itertools import islice, zip_longest
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.errors import ManifestError, Where
 from farskip_compile.manifest.adapters import COPIES, without_adapters
-from farskip_compile.manifest.fingerprint import Fingerprint, align
+from farskip_compile.manifest.fingerprint import ParameterFingerprint, align
 from farskip_compile.manifest.graph_parameters import GraphParameters, GraphShape
 from farskip_compile.manifest.lost import refuse_lost
-from farskip_compile.manifest.patterns import Shape
+from farskip_compile.manifest.patterns import ParameterShape
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
@@ -61,7 +61,7 @@ def check_as_written(manifest: Manifest, table: Table, parameters: GraphParamete
         _check_parameters(manifest, manifest.fingerprint, parameters, ranks=world.size() if world is not None else 1)
 
 
-def check_whole(manifest: Manifest, shapes: Mapping[str, Shape]) -> None:
+def check_whole(manifest: Manifest, shapes: Mapping[str, ParameterShape]) -> None:
     """Compare the parameters of a whole model, which no graph shows yet.
 
     Parameters of the model that the manifest does not have are allowed if they look like none of its sub-blocks' (a
@@ -145,7 +145,7 @@ def _same_terms(known: Table, theirs: TermSet, table: Table, ours: TermSet) -> b
     return set(known.names(theirs)) == set(table.names(ours))
 
 
-def _of_one_name(manifest: Manifest, known: Fingerprint, graph: GraphParameters) -> GraphParameters:
+def _of_one_name(manifest: Manifest, known: ParameterFingerprint, graph: GraphParameters) -> GraphParameters:
     """The parameters of `graph` that go by a name of the manifest's."""
     aligned = align(tuple(graph.shapes), known.shapes)
     shapes = {name: shape for name, shape in graph.shapes.items() if aligned(name) in known.shapes}
@@ -162,7 +162,7 @@ def _nothing_in_common(manifest: Manifest, names: Iterable[str]) -> ManifestErro
 
 
 def _check_parameters(
-    manifest: Manifest, known: Fingerprint, graph: GraphParameters, *, ranks: int, whole: bool = False
+    manifest: Manifest, known: ParameterFingerprint, graph: GraphParameters, *, ranks: int, whole: bool = False
 ) -> None:
     sharded = ranks > 1
     aligned = align(tuple(graph.shapes), known.shapes)
@@ -201,7 +201,7 @@ def _check_parameters(
 
 
 def _unknown(
-    manifest: Manifest, name: str, shape: GraphShape, known: Mapping[str, Shape], seen: Mapping[str, str]
+    manifest: Manifest, name: str, shape: GraphShape, known: Mapping[str, ParameterShape], seen: Mapping[str, str]
 ) -> ManifestError:
     last = name.rpartition(".")[2]  # of the same kind, and not too many: each comparison takes its time
     alike = (other for other in known if other not in seen and other.rpartition(".")[2] == last)
@@ -214,7 +214,7 @@ def _unknown(
     )
 
 
-def _fits(shape: GraphShape, whole: Shape, ranks: int, multiple: int) -> bool:
+def _fits(shape: GraphShape, whole: ParameterShape, ranks: int, multiple: int) -> bool:
     """Return whether a parameter of shape `whole` may have `shape` on one of `ranks`: as a shard, and as a matrix whose
     rows are padded to a multiple."""
     if len(shape) != len(whole):

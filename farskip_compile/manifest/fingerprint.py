@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fingerprint of a model: names and shapes of its parameters.
 
-Contract: `Fingerprint` keeps every name, so that a mismatch can name the first wrong parameter, and it keeps apart the
-parameters that sub-blocks use: a model that lacks one of them is another model, while embedding, head or a vision
-tower may well be missing from a graph. Types and values play no role: a checkpoint is trained on and cast. In JSON the
-names are grouped (`patterns`), so that 61 layers of 256 experts take about as many lines as one layer has parameters;
-a hash alone would be smaller still, and could only say "something is different". It is there besides, so that a file
-that was edited or damaged is noticed.
+Contract: `ParameterFingerprint` keeps every name, so that a mismatch can name the first wrong parameter, and it keeps
+apart the parameters that sub-blocks use: a model that lacks one of them is another model, while embedding, head or a
+vision tower may well be missing from a graph. Types and values play no role: a checkpoint is trained on and cast. In
+JSON the names are grouped (`patterns`), so that 61 layers of 256 experts take about as many lines as one layer has
+parameters; a hash alone would be smaller still, and could only say "something is different". It is there besides, so
+that a file that was edited or damaged is noticed.
 
 Names are compared without the wrappers of PyTorch (`torch.compile`, DDP, FSDP, checkpoints) and without adapters
 (`adapters`), and without the prefix that all of them share: a graph begins at whatever was compiled, which may be a
@@ -25,10 +25,10 @@ from torch import nn
 
 from farskip_compile._compat.modules import plain_name, unwrapped
 from farskip_compile.errors import ManifestError
-from farskip_compile.json_files import Reader
+from farskip_compile.json_files import JsonReader
 from farskip_compile.manifest import patterns
 from farskip_compile.manifest.adapters import names_without_adapters
-from farskip_compile.manifest.patterns import Shape
+from farskip_compile.manifest.patterns import ParameterShape
 
 MOST_CANDIDATES = 16
 MOST_PARAMETERS, MOST_CHARACTERS = 2**18, 2**25
@@ -44,21 +44,21 @@ class Listed:
 
     sha256: str
     parameters: int
-    sub_blocks: Mapping[str, Shape]
-    others: Mapping[str, Shape]
+    sub_blocks: Mapping[str, ParameterShape]
+    others: Mapping[str, ParameterShape]
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class ParameterFingerprint:
     """Names and shapes of all parameters of a model."""
 
-    used: Mapping[str, Shape]
+    used: Mapping[str, ParameterShape]
     """Those that sub-blocks of the residual stack use."""
-    others: Mapping[str, Shape]
+    others: Mapping[str, ParameterShape]
     """All others."""
 
     @cached_property
-    def shapes(self) -> dict[str, Shape]:
+    def shapes(self) -> dict[str, ParameterShape]:
         """All of them."""
         return {**self.used, **self.others}
 
@@ -80,7 +80,7 @@ class Fingerprint:
         }
 
     @classmethod
-    def listed(cls, data: Listed, reader: Reader) -> Fingerprint:
+    def listed(cls, data: Listed, reader: JsonReader) -> ParameterFingerprint:
         """What `to_json` gave; `reader` refuses any other `data` with its own kind of error, and names the key."""
         groups, size, characters = {"sub_blocks": data.sub_blocks, "others": data.others}, 0, 0
         for key, group in groups.items():
@@ -109,7 +109,7 @@ class Fingerprint:
         return found
 
 
-def parameters_of(model: nn.Module) -> dict[str, Shape]:
+def parameters_of(model: nn.Module) -> dict[str, ParameterShape]:
     """Names and shapes of all parameters of `model`, without adapters; of a distributed tensor the shape of the whole.
 
     A tied parameter is listed under each of its names: a graph shows it under any one of them.
@@ -117,7 +117,7 @@ def parameters_of(model: nn.Module) -> dict[str, Shape]:
     Raises:
         ManifestError: a parameter has no shape yet, or there are more than a manifest may hold.
     """
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, ParameterShape] = {}
     names = names_without_adapters(unwrapped(model))
     for name, parameter in unwrapped(model).named_parameters(remove_duplicate=False):
         outside = names[name]

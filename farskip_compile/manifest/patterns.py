@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 
-Shape = tuple[int, ...]
+ParameterShape = tuple[int, ...]
 Template = tuple[str | None, ...]
 """The parts of a name; None for an index."""
 
@@ -26,15 +26,15 @@ MOST_DIGITS = 9
 _SET = re.compile(r"\{([0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*)\}")
 
 
-def grouped(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def grouped(shapes: Mapping[str, ParameterShape]) -> dict[str, ParameterShape]:
     """Patterns that stand for the names of `shapes`, in the order in which these come."""
-    members: dict[tuple[Template, Shape], list[tuple[int, ...]]] = {}
+    members: dict[tuple[Template, ParameterShape], list[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         parts = name.split(".")
         indices = tuple(int(part) for part in parts if _INDEX.fullmatch(part))
         template = tuple(None if _INDEX.fullmatch(part) else _escaped(part) for part in parts)
         members.setdefault((template, shape), []).append(indices)
-    patterns: dict[str, Shape] = {}
+    patterns: dict[str, ParameterShape] = {}
     for (template, shape), tuples in members.items():
         for box in _boxes(sorted(tuples)):
             patterns[_pattern(template, box)] = shape

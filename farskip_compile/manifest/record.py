@@ -19,8 +19,8 @@ from functools import cached_property
 from typing import Any, get_args
 
 from farskip_compile.errors import ManifestError
-from farskip_compile.json_files import Reader
-from farskip_compile.manifest.fingerprint import Fingerprint, Listed
+from farskip_compile.json_files import JsonReader
+from farskip_compile.manifest.fingerprint import Listed, ParameterFingerprint
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import BadCell, Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Named
@@ -41,7 +41,7 @@ class Manifest:
     """As in `FarSkipConfig`."""
     table: Table = field(default_factory=Table)
     """What each sub-block of the rewired model reads, and what it no longer reads."""
-    fingerprint: Fingerprint | None = None
+    fingerprint: ParameterFingerprint | None = None
     """Names and shapes of the model's parameters."""
     declared: tuple[Declared, ...] = ()
     """What the table rests on beside the model: declared facts, which compiles with this manifest take over."""
@@ -103,7 +103,7 @@ class Manifest:
         Raises:
             ManifestError: it is anything else; names the key.
         """
-        reader = Reader(origin, ManifestError, always=WAY_OUT, accepts_null=True)
+        reader = JsonReader(origin, ManifestError, always=WAY_OUT, accepts_null=True)
         found = reader.decode(_Json, reader.version(data, (SCHEMA,)))
         connectivity: Connectivity = found.connectivity
         if isinstance(connectivity, Mapping):
@@ -122,7 +122,7 @@ class Manifest:
             table = Table.from_json(found.terms, map(vars, found.sub_blocks))
         except BadCell as error:
             reader.refuse(error.key, error.wanted, error.found)
-        fingerprint = Fingerprint.listed(found.fingerprint, reader) if found.fingerprint is not None else None
+        fingerprint = ParameterFingerprint.listed(found.fingerprint, reader) if found.fingerprint is not None else None
         pair = (layers[0], layers[1]) if layers is not None else None
         if pair is not None and pair[1] >= (table.num_layers or MOST_LAYERS):
             reader.refuse("layers", f"layers of the model, below {table.num_layers or MOST_LAYERS}", layers)

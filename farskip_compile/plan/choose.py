@@ -43,7 +43,7 @@ from farskip_compile.plan.damage import Damage, connectivity_of
 SMALLEST = 1e-9
 """Damage, in nats, that a row without any is assumed to do, so that rows can be ordered by their gain per damage."""
 
-Rows = frozenset[str]
+RowNames = frozenset[str]
 T = TypeVar("T")
 
 
@@ -64,7 +64,7 @@ class Exposure:
         return 1.0 - self.exposed / self.communication if self.communication else 0.0
 
 
-class Estimate(Protocol):
+class EstimateConnectivity(Protocol):
     """Estimates a connectivity, in a range of layers."""
 
     def __call__(self, connectivity: Connectivity, layers: LayerRange = None) -> Exposure:
@@ -110,9 +110,9 @@ class Front:
 
 def choose(damage: Mapping[str, float], estimate: Callable[[tuple[str, ...]], Exposure]) -> Front:
     """The front for rows with these damages, each alone, nats per token, in the order of the model."""
-    known: dict[Rows, Exposure] = {}
+    known: dict[RowNames, Exposure] = {}
 
-    def exposed(rows: Rows) -> float:
+    def exposed(rows: RowNames) -> float:
         if rows not in known:
             known[rows] = estimate(tuple(row for row in damage if row in rows))
         return known[rows].exposed
@@ -132,10 +132,10 @@ def choose(damage: Mapping[str, float], estimate: Callable[[tuple[str, ...]], Ex
 
 
 def _walk(
-    start: Rows,
-    step: Callable[[Rows, str], Rows],
+    start: RowNames,
+    step: Callable[[RowNames, str], RowNames],
     cost: Mapping[str, float],
-    exposed: Callable[[Rows], float],
+    exposed: Callable[[RowNames], float],
 ) -> None:
     """Take all steps from `start`, first those that reduce what is exposed most for their cost."""
     order = {row: place for place, row in enumerate(cost)}
@@ -177,7 +177,7 @@ def find_front(
         ConfigError: there is no process group, or the model has no collectives.
     """
 
-    def search(estimate: Estimate) -> Front:
+    def search(estimate: EstimateConnectivity) -> Front:
         def of(rows: tuple[str, ...]) -> Exposure:
             on_estimate(rows)
             return estimate(connectivity_of(damage, rows) if rows else "none")
@@ -190,7 +190,7 @@ def find_front(
 def with_estimates(
     model: nn.Module,
     args: tuple[Any, ...],
-    search: Callable[[Estimate], T],
+    search: Callable[[EstimateConnectivity], T],
     *,
     kwargs: Mapping[str, Any] | None = None,
     config: FarSkipConfig | None = None,

@@ -26,7 +26,7 @@ from farskip_compile.backend import backend
 from farskip_compile.causal.asking import Asking, Hidden
 from farskip_compile.causal.batches import Batch, as_batch
 from farskip_compile.causal.evaluate import Evaluation, HeldOut
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.teacher import FrozenTeacher, evaluating
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError, ConnectivityError
@@ -178,7 +178,7 @@ def connectivity_of(damage: Damage, rows: Iterable[str]) -> Connectivity:
 
 
 def _evaluation(model: nn.Module, held_out: Iterable[Any]) -> tuple[Evaluation, Asking]:
-    ranks = Ranks(model)
+    ranks = TrainingRanks(model)
     batches = [as_batch(one, ranks.device) for one in held_out]
     if not batches:
         raise ConfigError("there are no held-out batches", way_out="held_out=[...]: the damage is measured on them")

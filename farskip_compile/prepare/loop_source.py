@@ -2,9 +2,9 @@
 """Loops over experts that depend on data, in the source of a method, and the same method without them.
 
 Contract: a function comes in; out go the sites in its loops that a graph can't hold (`read`), and functions compiled
-from its source with these sites written otherwise (`Source.compiled`). Nothing is run and nothing is installed; whether
-a new function is the same one is decided elsewhere (`same_function`). Names of models, classes and attributes play no
-role, only Python and methods of tensors.
+from its source with these sites written otherwise (`LoopSource.compiled`). Nothing is run and nothing is installed;
+whether a new function is the same one is decided elsewhere (`same_function`). Names of models, classes and attributes
+play no role, only Python and methods of tensors.
 
     site    before                                             after
     guard   `if idx.numel() == 0: continue`, `if mask.any():`  what is done for a selection that is not empty; outside
@@ -27,23 +27,23 @@ from typing import Any
 import torch
 
 from farskip_compile.prepare.hits import ROWS
-from farskip_compile.prepare.loop_writer import COUNTS, SAW, Request, Site, Writer
+from farskip_compile.prepare.loop_writer import COUNTS, SAW, LoopRequest, LoopRewriter, LoopSite
 from farskip_compile.prepare.recompile import recompiled
 
 
 @dataclass(frozen=True)
-class Source:
+class LoopSource:
     """A method and the sites in it."""
 
     function: Callable[..., Any]
     tree: ast.FunctionDef
-    sites: tuple[Site, ...]
+    sites: tuple[LoopSite, ...]
     cant: tuple[str, ...] = ()
     """What depends on data in a form that is not known, with its line."""
 
-    def compiled(self, request: Request) -> Callable[..., Any]:
+    def compiled(self, request: LoopRequest) -> Callable[..., Any]:
         """The function with its sites as requested."""
-        tree = Writer(request).rewrite(self.tree)
+        tree = LoopRewriter(request).rewrite(self.tree)
         return recompiled(self.function, tree, {SAW: _saw(request), ROWS: rows, COUNTS: counts})
 
     def place(self, line: int) -> str:
@@ -64,14 +64,14 @@ def counts(values: torch.Tensor, weights: torch.Tensor | None = None, minlength:
     return zeros.scatter_add(0, values.long(), torch.ones_like(values, dtype=torch.long))
 
 
-def _saw(request: Request) -> Callable[[int, int, Any], Any]:
+def _saw(request: LoopRequest) -> Callable[[int, int, Any], Any]:
     watch = request.watch
-    return lambda line, column, value: watch(Site("guard", line, column), value) if watch else value
+    return lambda line, column, value: watch(LoopSite("guard", line, column), value) if watch else value
 
 
-def methods(kind: type) -> dict[str, Source]:
+def methods(kind: type) -> dict[str, LoopSource]:
     """The methods of a module's class with sites in them: its forward, and what that calls on the module itself."""
-    found: dict[str, Source] = {}
+    found: dict[str, LoopSource] = {}
     names = ["forward"]
     for name in names:  # grows
         function = inspect.getattr_static(kind, name, None)
@@ -80,10 +80,10 @@ def methods(kind: type) -> dict[str, Source]:
         if (tree := _tree(function)) is None:
             continue
         names += [called for called in _called(tree) if called not in names]
-        finder = Writer(Request())
+        finder = LoopRewriter(LoopRequest())
         finder.rewrite(tree)
         if finder.found or (finder.looped and finder.cant):
-            found[name] = Source(function, tree, tuple(finder.found), tuple(finder.cant))
+            found[name] = LoopSource(function, tree, tuple(finder.found), tuple(finder.cant))
     return found
 
 

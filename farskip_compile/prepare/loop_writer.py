@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds what depends on data in the loops of a syntax tree, and writes it otherwise.
 
-Contract: the tree of a function comes in, a rewritten copy goes out (`Writer.rewrite`); what was found is in `found`
-and `cant`. A site is known by its place in the file, so that it means the same in every copy. What the sites are:
-`loop_source`.
+Contract: the tree of a function comes in, a rewritten copy goes out (`LoopRewriter.rewrite`); what was found is in
+`found` and `cant`. A site is known by its place in the file, so that it means the same in every copy. What the sites
+are: `loop_source`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAW, COUNTS = "_farskip_saw", "_farskip_counts"
 """Names of functions that rewritten code calls."""
 
 
-class Site(NamedTuple):
+class LoopSite(NamedTuple):
     """A place in a loop."""
 
     kind: str
@@ -31,25 +31,25 @@ class Site(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class LoopRequest:
     """What `Source.compiled` makes of the sites."""
 
-    sites: frozenset[Site] = frozenset()
+    sites: frozenset[LoopSite] = frozenset()
     """Those that are rewritten."""
     experts: int = 0
     """Length of what were loops over hits."""
     rows: bool = False
     """Whether `x[e]` keeps a dimension of length one."""
-    watch: Callable[[Site, Any], Any] | None = None
+    watch: Callable[[LoopSite, Any], Any] | None = None
     """Called with the value of the test of each guard; returns it."""
 
 
-class Writer(ast.NodeTransformer):
+class LoopRewriter(ast.NodeTransformer):
     """Finds the sites, and rewrites those of a request. A site is known by its place, so order doesn't matter."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: LoopRequest) -> None:
         self.request = request
-        self.found: list[Site] = []
+        self.found: list[LoopSite] = []
         self.cant: list[str] = []
         self.looped = False
         self.depth = 0
@@ -71,8 +71,8 @@ class Writer(ast.NodeTransformer):
         self.only_indices = _only_indices(tree)
         return ast.fix_missing_locations(self.generic_visit(tree))  # type: ignore[return-value]
 
-    def _site(self, kind: str, node: ast.stmt | ast.expr) -> Site:
-        site = Site(kind, node.lineno, node.col_offset)
+    def _site(self, kind: str, node: ast.stmt | ast.expr) -> LoopSite:
+        site = LoopSite(kind, node.lineno, node.col_offset)
         self.found.append(site)
         return site
 
@@ -152,7 +152,7 @@ class Writer(ast.NodeTransformer):
         node.test = self._watched(site, node.test)
         return node
 
-    def _watched(self, site: Site, test: ast.expr) -> ast.expr:
+    def _watched(self, site: LoopSite, test: ast.expr) -> ast.expr:
         if self.request.watch is None:
             return test
         return ast.copy_location(calling(SAW, ast.Constant(site.line), ast.Constant(site.column), test), test)

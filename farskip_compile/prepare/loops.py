@@ -36,7 +36,7 @@ from torch import nn
 
 from farskip_compile.prepare.changes import Change, Left, named
 from farskip_compile.prepare.preserve_state import everything_kept
-from farskip_compile.prepare.probe import HIDDEN, INTERMEDIATE, Experts, difference
+from farskip_compile.prepare.probe import HIDDEN, INTERMEDIATE, ExpertsForward, difference
 
 INTERFACE = ("hidden_states", "top_k_index", "top_k_weights")
 DOWN = "down_proj"
@@ -100,7 +100,7 @@ def _assign(config: Any, implementation: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightLayout:
     """How stacked weights are stored, in the terms of transformers' interface."""
 
     up: str
@@ -142,7 +142,7 @@ class _Stacked:
 
     has_post_expert_norm = False
 
-    def __init__(self, module: Any, layout: Layout) -> None:
+    def __init__(self, module: Any, layout: WeightLayout) -> None:
         self.module = module
         self.num_experts, self.is_transposed = layout.computing, layout.is_transposed
         self.has_gate, self.has_bias = layout.has_gate, layout.has_bias
@@ -169,8 +169,8 @@ def alike(module: nn.Module) -> Hashable:
 
 def replace_loops(model: nn.Module) -> tuple[list[Change], list[Left]]:
     """Replace each loop for which an implementation of transformers is the same function."""
-    groups: dict[Layout | str, list[tuple[str, nn.Module]]] = {}
-    known: dict[Hashable, Layout | str] = {}
+    groups: dict[WeightLayout | str, list[tuple[str, nn.Module]]] = {}
+    known: dict[Hashable, WeightLayout | str] = {}
     for name, module in model.named_modules():
         if not _has_own_loop(module):
             continue
@@ -198,7 +198,7 @@ def _has_own_loop(module: nn.Module) -> bool:
     return tuple(parameters[:3]) == INTERFACE
 
 
-def _find(module: nn.Module) -> Layout | str:
+def _find(module: nn.Module) -> WeightLayout | str:
     """The layout under which transformers' functions are this module's forward, or why there is none."""
     layouts = _layouts(module)
     if isinstance(layouts, str):
@@ -215,7 +215,7 @@ def _find(module: nn.Module) -> Layout | str:
     return f"transformers' implementation {reason}"
 
 
-def _layouts(module: nn.Module) -> list[Layout] | str:
+def _layouts(module: nn.Module) -> list[WeightLayout] | str:
     """All readings of the shapes of the weights, or why there is none."""
     weights = dict(module.named_parameters())
     up = next((n for n in ("gate_up_proj", "up_proj") if n in weights), "gate_up_proj")
@@ -236,11 +236,11 @@ def _layouts(module: nn.Module) -> list[Layout] | str:
         hidden_out, narrow = down_shape[::-1] if transposed else down_shape
         if hidden == hidden_out and wide == narrow * (2 if up == "gate_up_proj" else 1):
             for identity in (True, False) if indices > computing else (False,):
-                found.append(Layout(up, transposed, has_bias, computing, indices, identity))
+                found.append(WeightLayout(up, transposed, has_bias, computing, indices, identity))
     return found or f"the shapes of {up} and {DOWN} don't fit each other"
 
 
-def _forward(layout: Layout) -> Experts:
+def _forward(layout: WeightLayout) -> ExpertsForward:
     """Transformers' function for this layout; which one depends on the dtype at the time of the call."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -267,7 +267,7 @@ def _forward(layout: Layout) -> Experts:
     return forward
 
 
-def _install(modules: list[nn.Module], layout: Layout) -> Callable[[], None]:
+def _install(modules: list[nn.Module], layout: WeightLayout) -> Callable[[], None]:
     """Set the forward on each module; returns what removes it again."""
     forward = _forward(layout)
     for module in modules:

@@ -16,7 +16,7 @@ from farskip_compile.prepare.changes import Change, Left, Preparation
 from farskip_compile.prepare.expert_parallel import switch_expert_parallel
 from farskip_compile.prepare.loops import choose_implementation, replace_loops
 from farskip_compile.prepare.preserve_state import state_kept, warm_up
-from farskip_compile.prepare.probe_inputs import Call
+from farskip_compile.prepare.probe_inputs import ProbeCall
 from farskip_compile.prepare.rewrite import rewrite_loops
 
 
@@ -45,7 +45,7 @@ def _prepare(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         changes += choose_implementation(model)
         replaced, left = replace_loops(model)
         changes += replaced
-    rewritten, left = rewrite_loops(model, Call(args, kwargs) if args or kwargs else None, left)
+    rewritten, left = rewrite_loops(model, ProbeCall(args, kwargs) if args or kwargs else None, left)
     changes += rewritten
     if "transformers" in sys.modules:
         changes += install_recording(model)

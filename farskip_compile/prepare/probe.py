@@ -23,7 +23,7 @@ from torch.func import functional_call
 from farskip_compile.prepare.preserve_state import everything_kept
 from farskip_compile.prepare.probe_inputs import isolated
 
-Experts = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+ExpertsForward = Callable[[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """A forward: module, tokens [T, D], indices [T, K], routing weights [T, K] to [T, D]."""
 
 HIDDEN, INTERMEDIATE = 16, 24  # multiples of 16 bytes, which grouped kernels ask for
@@ -35,7 +35,7 @@ TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 class _Bound(nn.Module):
     """A forward as a module, so that `functional_call` can put other weights in its place."""
 
-    def __init__(self, module: nn.Module, function: Experts) -> None:
+    def __init__(self, module: nn.Module, function: ExpertsForward) -> None:
         super().__init__()
         self.module = module
         self.function = function
@@ -45,7 +45,12 @@ class _Bound(nn.Module):
 
 
 def difference(
-    module: nn.Module, old: Experts, new: Experts, shapes: dict[str, tuple[int, ...]], indices: int, dtype: torch.dtype
+    module: nn.Module,
+    old: ExpertsForward,
+    new: ExpertsForward,
+    shapes: dict[str, tuple[int, ...]],
+    indices: int,
+    dtype: torch.dtype,
 ) -> str | None:
     """Why the forward `new` can't take the place of `old`, or None.
 
@@ -70,7 +75,7 @@ def difference(
 
 def _run(
     module: nn.Module,
-    forward: Experts,
+    forward: ExpertsForward,
     shapes: dict[str, tuple[int, ...]],
     indices: int,
     top_k: int,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs on which two ways to compute a module are compared, and copies of it to run them on.
 
-Contract: a model comes in, `Call`s of its parts go out: arguments that a part accepts, in many variations. What is run
-are copies that share the memory of the parameters and nothing else (`isolated`), without hooks, so neither buffers nor
-attributes nor anything that hooks would write to are touched; what they write into parameters is put back
+Contract: a model comes in, `ProbeCall`s of its parts go out: arguments that a part accepts, in many variations. What is
+run are copies that share the memory of the parameters and nothing else (`isolated`), without hooks, so neither buffers
+nor attributes nor anything that hooks would write to are touched; what they write into parameters is put back
 (`everything_kept`). Names of arguments play no role.
 
 Where the arguments come from, in this order:
@@ -36,7 +36,7 @@ WIDTHS = 8
 
 
 @dataclass(frozen=True)
-class Call:
+class ProbeCall:
     """Arguments of one call of a module."""
 
     args: tuple[Any, ...]
@@ -46,9 +46,9 @@ class Call:
         """Those among the arguments, also in tuples and lists."""
         return list(tensors_in((self.args, dict(self.kwargs))))
 
-    def map(self, function: Map) -> Call:
+    def map(self, function: Map) -> ProbeCall:
         """The same call with other tensors."""
-        return Call(_mapped(self.args, function), _mapped(dict(self.kwargs), function))
+        return ProbeCall(_mapped(self.args, function), _mapped(dict(self.kwargs), function))
 
 
 def isolated(module: nn.Module) -> nn.Module:
@@ -66,19 +66,19 @@ def isolated(module: nn.Module) -> nn.Module:
     return twin
 
 
-def calls_in(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, Call]:
+def calls_in(model: nn.Module, names: Iterable[str], call: ProbeCall) -> dict[str, ProbeCall]:
     """What reaches the named parts of a model first in one call of it, of those that return.
 
     Raises:
         Exception: whatever the model raises before any of them returns.
     """
     twin = isolated(model)
-    begun: dict[str, Call] = {}
-    found: dict[str, Call] = {}
+    begun: dict[str, ProbeCall] = {}
+    found: dict[str, ProbeCall] = {}
 
     def begin(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            begun.setdefault(name, Call(*copied(args, kwargs, Call(args, kwargs).tensors())[:2]))
+            begun.setdefault(name, ProbeCall(*copied(args, kwargs, ProbeCall(args, kwargs).tensors())[:2]))
 
         return hook
 
@@ -96,19 +96,19 @@ def calls_in(model: nn.Module, names: Iterable[str], call: Call) -> dict[str, Ca
     return found
 
 
-def random_ids(model: nn.Module) -> Call:
+def random_ids(model: nn.Module) -> ProbeCall:
     """Token ids that every embedding of a model has."""
     known = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-    return Call((torch.randint(0, min(known, default=2), ROWS, generator=_seeded()).to(_device(model)),), {})
+    return ProbeCall((torch.randint(0, min(known, default=2), ROWS, generator=_seeded()).to(_device(model)),), {})
 
 
-def random_rows(module: nn.Module) -> Call | None:
+def random_rows(module: nn.Module) -> ProbeCall | None:
     """Rows that a module accepts as its only argument, or None."""
     weights = [p for p in module.parameters() if p.is_floating_point() and p.dim() > 1]
     widths = list(dict.fromkeys(size for weight in weights for size in reversed(weight.shape)))[:WIDTHS]
     for width in widths:
         for shape in ((*ROWS, width), (ROWS[1], width)):
-            call = Call((torch.randn(shape, generator=_seeded()).to(_device(module), weights[0].dtype),), {})
+            call = ProbeCall((torch.randn(shape, generator=_seeded()).to(_device(module), weights[0].dtype),), {})
             try:
                 twin = isolated(module)
                 with everything_kept([twin]), torch.no_grad():
@@ -119,7 +119,7 @@ def random_rows(module: nn.Module) -> Call | None:
     return None
 
 
-def variations(call: Call) -> Iterator[Call]:
+def variations(call: ProbeCall) -> Iterator[ProbeCall]:
     """The call itself, and others of the same structure."""
     yield call
     rows = _rows_of(call)
@@ -133,7 +133,7 @@ def variations(call: Call) -> Iterator[Call]:
             return (torch.randn(tensor.shape, generator=generator).to(tensor) * scale + tensor.mean()).to(tensor.dtype)
         return tensor
 
-    def taken(dims: int, choose: Callable[[int], torch.Tensor]) -> Call:
+    def taken(dims: int, choose: Callable[[int], torch.Tensor]) -> ProbeCall:
         return _taken(call, rows, dims, choose)
 
     yield call.map(fresh)
@@ -147,20 +147,20 @@ def variations(call: Call) -> Iterator[Call]:
     yield taken(dims, lambda n: torch.arange(2 * n) % n)
 
 
-def without_rows(call: Call) -> Call | None:
+def without_rows(call: ProbeCall) -> ProbeCall | None:
     """Return the same call with no row at all, as a rank without tokens makes it; None if no argument has rows."""
     rows = _rows_of(call)
     return None if rows is None else _taken(call, rows, 1, lambda _: torch.arange(0))
 
 
-def _rows_of(call: Call) -> torch.Tensor | None:
+def _rows_of(call: ProbeCall) -> torch.Tensor | None:
     """The tensor whose leading dimensions say what a row is."""
     tensors = call.tensors()
     rows = next((t for t in tensors if t.is_floating_point()), next(iter(tensors), None))
     return None if rows is None or rows.dim() == 0 else rows
 
 
-def _taken(call: Call, rows: torch.Tensor, dims: int, choose: Callable[[int], torch.Tensor]) -> Call:
+def _taken(call: ProbeCall, rows: torch.Tensor, dims: int, choose: Callable[[int], torch.Tensor]) -> ProbeCall:
     """The same call with the rows that `choose` chooses of so many, along the first `dims` dimensions."""
 
     def take(tensor: torch.Tensor) -> torch.Tensor:

@@ -31,12 +31,12 @@ from torch import nn
 from farskip_compile.prepare.adapters import is_adapter
 from farskip_compile.prepare.captured import why_not_captured
 from farskip_compile.prepare.changes import Change, Left, joined, named
-from farskip_compile.prepare.loop_source import Source, methods
-from farskip_compile.prepare.loop_writer import Request, Site
+from farskip_compile.prepare.loop_source import LoopSource, methods
+from farskip_compile.prepare.loop_writer import LoopRequest, LoopSite
 from farskip_compile.prepare.loops import alike, is_dispatched
 from farskip_compile.prepare.preserve_state import everything_kept
 from farskip_compile.prepare.probe_inputs import (
-    Call,
+    ProbeCall,
     calls_in,
     isolated,
     random_ids,
@@ -55,10 +55,10 @@ NO_INPUTS = "no inputs are known for it, pass example inputs: prepare(model, *in
 
 
 @dataclass
-class Group:
+class AlikeModules:
     """Modules that are alike."""
 
-    sources: dict[str, Source]
+    sources: dict[str, LoopSource]
     members: list[tuple[str, nn.Module]] = field(default_factory=list)
 
     @property
@@ -67,7 +67,7 @@ class Group:
         return tuple(name for name, _ in self.members)
 
 
-def rewrite_loops(model: nn.Module, example: Call | None, before: list[Left]) -> tuple[list[Change], list[Left]]:
+def rewrite_loops(model: nn.Module, example: ProbeCall | None, before: list[Left]) -> tuple[list[Change], list[Left]]:
     """Rewrite each loop that can be.
 
     Args:
@@ -96,10 +96,10 @@ def rewrite_loops(model: nn.Module, example: Call | None, before: list[Left]) ->
     return changes, joined(left)
 
 
-def _groups(model: nn.Module) -> list[Group]:
+def _groups(model: nn.Module) -> list[AlikeModules]:
     """Modules with loops of their own in Python that nobody has replaced; PEFT's are over adapters, not experts."""
-    groups: dict[Hashable, Group] = {}
-    known: dict[type, dict[str, Source]] = {}
+    groups: dict[Hashable, AlikeModules] = {}
+    known: dict[type, dict[str, LoopSource]] = {}
     for name, module in model.named_modules():
         kind = type(module)
         if is_adapter(module):
@@ -108,11 +108,11 @@ def _groups(model: nn.Module) -> list[Group]:
             known[kind] = methods(kind)
         sources = {key: source for key, source in known[kind].items() if key not in vars(module)}
         if sources and "forward" not in vars(module) and not is_dispatched(module) and _has_experts(module, sources):
-            groups.setdefault(alike(module), Group(sources)).members.append((name, module))
+            groups.setdefault(alike(module), AlikeModules(sources)).members.append((name, module))
     return list(groups.values())
 
 
-def _has_experts(module: nn.Module, sources: Mapping[str, Source]) -> bool:
+def _has_experts(module: nn.Module, sources: Mapping[str, LoopSource]) -> bool:
     """Whether it loops over what was hit, or holds equal parts or stacked weights that a loop may be over."""
     if any(site.kind == "hit" for source in sources.values() for site in source.sites):
         return True
@@ -131,7 +131,9 @@ def _are_equal(shapes: list[list[torch.Size]]) -> bool:
     return len(shapes) > 1 and bool(shapes[0]) and all(one == shapes[0] for one in shapes)
 
 
-def _calls(model: nn.Module, members: list[tuple[str, nn.Module]], example: Call | None) -> tuple[dict[str, Call], str]:
+def _calls(
+    model: nn.Module, members: list[tuple[str, nn.Module]], example: ProbeCall | None
+) -> tuple[dict[str, ProbeCall], str]:
     """A call for each module, as far as they can be had, and why not for the others."""
     names = [name for name, _ in members]
     if any(p.is_meta for p in model.parameters()):
@@ -139,7 +141,7 @@ def _calls(model: nn.Module, members: list[tuple[str, nn.Module]], example: Call
     alone = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if alone and example is None:  # the other ranks may not take part in a call
         return {}, NO_INPUTS
-    calls: dict[str, Call] = {}
+    calls: dict[str, ProbeCall] = {}
     try:
         if example is not None:
             return calls_in(model, names, example), "the call with the example inputs does not reach it"
@@ -155,11 +157,11 @@ class _Found:
     """What replaces the methods of a module."""
 
     functions: Functions
-    sites: tuple[Site, ...]
+    sites: tuple[LoopSite, ...]
     experts: int
 
 
-def _rewritten(module: nn.Module, sources: dict[str, Source], call: Call) -> _Found | str | None:
+def _rewritten(module: nn.Module, sources: dict[str, LoopSource], call: ProbeCall) -> _Found | str | None:
     """The methods that take the place of the module's own; or why there are none; or None if nothing is in the way."""
     try:
         calls = list(variations(call))
@@ -183,18 +185,18 @@ def _rewritten(module: nn.Module, sources: dict[str, Source], call: Call) -> _Fo
     return f"{found}. {why}"
 
 
-def _sites(sources: Mapping[str, Source], guards: Set[Site]) -> dict[str, list[Site]]:
+def _sites(sources: Mapping[str, LoopSource], guards: Set[LoopSite]) -> dict[str, list[LoopSite]]:
     """For each method the sites to rewrite: all that are no guards, and the guards among `guards`."""
     every = {name: [s for s in source.sites if s.kind != "guard" or s in guards] for name, source in sources.items()}
     return {name: sites for name, sites in every.items() if sites}
 
 
-def _some(call: Call | None) -> list[Call]:
+def _some(call: ProbeCall | None) -> list[ProbeCall]:
     return [] if call is None else [call]
 
 
 def _proven(
-    module: nn.Module, sources: dict[str, Source], every: dict[str, list[Site]], calls: list[Call]
+    module: nn.Module, sources: dict[str, LoopSource], every: dict[str, list[LoopSite]], calls: list[ProbeCall]
 ) -> _Found | str:
     """Methods with all these sites rewritten that are the same function and capture, or why there are none."""
     sites = tuple(site for found in every.values() for site in found)
@@ -204,7 +206,8 @@ def _proven(
         ran = False
         for rows in (False, True) if hits else (False,):
             functions = {
-                name: sources[name].compiled(Request(frozenset(found), experts, rows)) for name, found in every.items()
+                name: sources[name].compiled(LoopRequest(frozenset(found), experts, rows))
+                for name, found in every.items()
             }
             different = difference(isolated(module), _twin(module, functions), calls)
             if different is None:
@@ -217,18 +220,18 @@ def _proven(
 
 
 def _guards(
-    module: nn.Module, sources: dict[str, Source], calls: list[Call], empty: Call | None
-) -> tuple[set[Site], set[Site]]:
+    module: nn.Module, sources: dict[str, LoopSource], calls: list[ProbeCall], empty: ProbeCall | None
+) -> tuple[set[LoopSite], set[LoopSite]]:
     """Return the guards that data decide, and those that say "empty" for no rows at all and for some rows don't."""
-    now: dict[Site, list[bool]] = defaultdict(list)
+    now: dict[LoopSite, list[bool]] = defaultdict(list)
 
-    def watch(site: Site, value: Any) -> Any:
+    def watch(site: LoopSite, value: Any) -> Any:
         now[site].append(bool(value))
         return value
 
-    twin = _twin(module, {name: source.compiled(Request(watch=watch)) for name, source in sources.items()})
-    seen: dict[tuple[Site, bool, Hashable], set[tuple[bool, ...]]] = defaultdict(set)
-    values: dict[Site, set[bool]] = defaultdict(set)
+    twin = _twin(module, {name: source.compiled(LoopRequest(watch=watch)) for name, source in sources.items()})
+    seen: dict[tuple[LoopSite, bool, Hashable], set[tuple[bool, ...]]] = defaultdict(set)
+    values: dict[LoopSite, set[bool]] = defaultdict(set)
     for training in (False, True):
         for number, call in enumerate([*calls, *_some(empty)]):
             now.clear()
@@ -263,7 +266,7 @@ def _twin(module: nn.Module, functions: Functions) -> nn.Module:
     return twin
 
 
-def _install(group: Group, found: _Found) -> Change:
+def _install(group: AlikeModules, found: _Found) -> Change:
     for _, module in group.members:
         for name, function in found.functions.items():
             vars(module)[name] = MethodType(function, module)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from farskip_compile.prepare.preserve_state import everything_kept
-from farskip_compile.prepare.probe_inputs import Call, tensors_in
+from farskip_compile.prepare.probe_inputs import ProbeCall, tensors_in
 from farskip_compile.prepare.writes import Writes
 
 LARGE = 2**30
@@ -32,7 +32,7 @@ class Cannot(Exception):
 
 
 @dataclass(frozen=True)
-class Difference:
+class FunctionDifference:
     """Why one module is not the same function as another."""
 
     reason: str
@@ -40,7 +40,7 @@ class Difference:
     """Whether it gave something else, and did not just fail."""
 
 
-def difference(old: nn.Module, new: nn.Module, calls: Iterable[Call]) -> Difference | None:
+def difference(old: nn.Module, new: nn.Module, calls: Iterable[ProbeCall]) -> FunctionDifference | None:
     """Why `new` is not the same function as `old`, or None."""
     compared = 0
     for training in (False, True):
@@ -50,14 +50,14 @@ def difference(old: nn.Module, new: nn.Module, calls: Iterable[Call]) -> Differe
                 expected = run(old, call, training)
             except Exception as error:  # whatever a foreign forward raises on such input
                 if compared == 0:
-                    return Difference(f"it could not be run on its own ({first_line(error)})")
+                    return FunctionDifference(f"it could not be run on its own ({first_line(error)})")
                 continue
             try:
                 found = run(new, call, training)
             except Exception as error:
-                return Difference(f"rewritten, it fails in {mode} mode ({first_line(error)})", ran=False)
+                return FunctionDifference(f"rewritten, it fails in {mode} mode ({first_line(error)})", ran=False)
             if (what := _unlike(expected, found)) is not None:
-                return Difference(f"rewritten, it gives other {what} in {mode} mode")
+                return FunctionDifference(f"rewritten, it gives other {what} in {mode} mode")
             compared += 1
     return None
 
@@ -67,10 +67,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-Found = dict[str, list[Any]]
+FoundTensors = dict[str, list[Any]]
 
 
-def run(module: nn.Module, call: Call, training: bool, backward: bool = True) -> Found:
+def run(module: nn.Module, call: ProbeCall, training: bool, backward: bool = True) -> FoundTensors:
     """Outputs, gradients and state after one call."""
     with everything_kept([module], call.tensors()) as writes:
         torch.manual_seed(0)
@@ -139,7 +139,7 @@ def _written(module: nn.Module, writes: Writes) -> Iterator[torch.Tensor]:
     return (one.detach().clone() for one in module.parameters() if writes.has_changed(one))
 
 
-def _unlike(expected: Found, found: Found) -> str | None:
+def _unlike(expected: FoundTensors, found: FoundTensors) -> str | None:
     """The first thing that differs."""
     for what, values in expected.items():
         if len(values) != len(found[what]) or not all(map(_equal, values, found[what])):

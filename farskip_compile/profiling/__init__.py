@@ -25,11 +25,11 @@ from farskip_compile.profiling.chrome import (
 )
 from farskip_compile.profiling.data import (
     Collective,
+    CollectiveDevice,
     CollectiveReport,
-    Device,
     EstimateReport,
     Hider,
-    Overlap,
+    MeasuredOverlap,
     OverlapReport,
     PartReport,
     RankReport,
@@ -44,13 +44,13 @@ from farskip_compile.profiling.text import report_text
 
 __all__ = [
     "Collective",
+    "CollectiveDevice",
     "CollectiveReport",
-    "Device",
     "EstimateReport",
     "Hider",
+    "MeasuredOverlap",
     "NoCollectivesError",
     "NotATraceError",
-    "Overlap",
     "OverlapReport",
     "PartReport",
     "RankReport",

@@ -25,7 +25,7 @@ from farskip_compile.profiling.data import Trace
 from farskip_compile.profiling.estimated import announced
 from farskip_compile.profiling.gpu_names import kind_of
 from farskip_compile.profiling.intervals import Span
-from farskip_compile.profiling.launches import Ids, Record
+from farskip_compile.profiling.launches import C10dRecord, Ids
 from farskip_compile.profiling.merged import SCHEDULES, is_merged
 from farskip_compile.profiling.raw import Raw
 from farskip_compile.text_utils import printable, shortened
@@ -133,13 +133,13 @@ def _id(args: dict[str, Any], key: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _record(args: dict[str, Any]) -> Record | None:
+def _record(args: dict[str, Any]) -> C10dRecord | None:
     """What c10d recorded, in the arguments of its record or of a kernel; None if that is nothing."""
     kind, group = args.get("Collective name"), args.get("Process Group Name")
     ranks = _ranks(args.get("Process Group Ranks"))
     if not kind and group is None and ranks is None:
         return None
-    return Record(
+    return C10dRecord(
         kind_of(label(kind)) if kind else None,
         None if group is None else label(group),
         label(args.get("Process Group Description") or "") or None,

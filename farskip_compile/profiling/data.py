@@ -16,7 +16,7 @@ from typing import Any
 from farskip_compile.profiling.intervals import Segment, Span, union
 
 
-class Device(StrEnum):
+class CollectiveDevice(StrEnum):
     """Where the collectives of a trace run, and with them what counts as compute."""
 
     CPU = "cpu"
@@ -64,7 +64,7 @@ class Trace:
     """None if the profile does not say."""
     world_size: int | None
     """None if the profile does not say."""
-    device: Device
+    device: CollectiveDevice
     """Where its collectives run."""
     collectives: tuple[Collective, ...]
     """In order of their starts."""
@@ -154,7 +154,7 @@ class Hider(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Overlap:
+class MeasuredOverlap:
     """Communication time, and how much of it was exposed."""
 
     communication_ns: int
@@ -182,7 +182,7 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectiveReport(Overlap):
+class CollectiveReport(MeasuredOverlap):
     """One collective of one rank. `communication_ns` is how long it was in flight."""
 
     index: int
@@ -203,7 +203,7 @@ class CollectiveReport(Overlap):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartReport(Overlap):
+class PartReport(MeasuredOverlap):
     """Some collectives of one rank together: those of a kind, or those of a layer."""
 
     name: str
@@ -215,7 +215,7 @@ class PartReport(Overlap):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankReport(Overlap):
+class RankReport(MeasuredOverlap):
     """All collectives of one rank."""
 
     rank: int
@@ -243,7 +243,7 @@ class OverlapReport:
 
     ranks: tuple[RankReport, ...]
     """In order of rank."""
-    device: Device
+    device: CollectiveDevice
     """Of the traces; all of one kind."""
     world_size: int | None
     """None if the traces do not say."""
@@ -257,9 +257,9 @@ class OverlapReport:
     """What the report was made of, in order of rank; for drawings."""
 
     @property
-    def total(self) -> Overlap:
+    def total(self) -> MeasuredOverlap:
         """Sum over the ranks."""
-        return Overlap(
+        return MeasuredOverlap(
             communication_ns=sum(rank.communication_ns for rank in self.ranks),
             exposed_ns=sum(rank.exposed_ns for rank in self.ranks),
         )

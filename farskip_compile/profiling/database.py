@@ -25,7 +25,7 @@ from farskip_compile.profiling.chrome import LATEST, SQLITE, NotATraceError, Tra
 from farskip_compile.reading import open_file
 from farskip_compile.text_utils import shortened
 
-Value = int | float | str | bytes | None
+SqlValue = int | float | str | bytes | None
 LONGEST = 2**20
 """Bytes of a name."""
 AGAIN = "export the report again: nsys export --type sqlite"
@@ -62,7 +62,7 @@ class Database:
 
     def rows(
         self, table: str, *columns: str, needs: Sequence[str] = (), where: str = "1"
-    ) -> Iterator[tuple[Value, ...]]:
+    ) -> Iterator[tuple[SqlValue, ...]]:
         """The rows of a table.
 
         Args:
@@ -79,7 +79,7 @@ class Database:
         chosen = ", ".join(f'"{one}"' if one in has else one if "(" in one else "NULL" for one in columns)
         yield from self._connection.execute(f'SELECT {chosen} FROM "{table}" WHERE {where}')  # 3
 
-    def whole(self, value: Value, table: str) -> int:
+    def whole(self, value: SqlValue, table: str) -> int:
         """`value`, if it is a whole number that may be a time, an id or a count."""
         if not isinstance(value, int) or not 0 <= value <= LATEST:
             raise NotATraceError(

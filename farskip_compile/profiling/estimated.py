@@ -24,7 +24,7 @@ from dataclasses import astuple
 from typing import Any
 
 from farskip_compile.json_files import shown
-from farskip_compile.profiling.data import Device, EstimateReport, StepTimes, Trace
+from farskip_compile.profiling.data import CollectiveDevice, EstimateReport, StepTimes, Trace
 from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
 from farskip_compile.text_utils import printable
 
@@ -91,7 +91,7 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
 
 def _graphs(trace: Trace) -> list[tuple[int, _Runs]]:
     """(launches, runs) of the compiled graphs of a rank that launch any, in the order in which they first ran."""
-    if trace.device is not Device.CPU or not trace.graphs:
+    if trace.device is not CollectiveDevice.CPU or not trace.graphs:
         return []
     compute = trace.compute()
     launched = sorted((*one.order, one.end) for one in trace.collectives)

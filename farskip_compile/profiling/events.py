@@ -5,7 +5,7 @@ Contract: pure questions about names; no trace is walked here. The names are tho
 CPU with gloo (torch 2.13), and those documented for CUDA and HIP. Where a name is ambiguous, the answer is the one that
 counts less compute: exposure may come out too large, never too small.
 
-`Role` says what an event on a CPU thread is by its name, `lanes.py` what it is by what runs around and inside it.
+`EventRole` says what an event on a CPU thread is by its name, `lanes.py` what it is by what runs around and inside it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import Enum
 from functools import lru_cache
 
 
-class Role(Enum):
+class EventRole(Enum):
     """What an operator event on a CPU thread does."""
 
     COMPUTE = "compute"
@@ -82,18 +82,18 @@ is an all-reduce, of which each rank keeps a part)."""
 
 
 @lru_cache(maxsize=65536)
-def role(name: str) -> Role:
+def role(name: str) -> EventRole:
     """What the operator event `name` on a CPU thread does."""
     if name == LAUNCH_RECORD or _CPU_COLLECTIVE.match(name):
-        return Role.LAUNCH
+        return EventRole.LAUNCH
     if _FUSED_KERNEL.match(name):
-        return Role.COMPUTE
+        return EventRole.COMPUTE
     match = _OPERATOR.match(name)
     if match is None or match[1] in GLUE_OPS:
-        return Role.GLUE
+        return EventRole.GLUE
     if match[1] in COMMUNICATION_OPS:
-        return Role.WAIT if match[2] == "wait_tensor" else Role.LAUNCH
-    return Role.COMPUTE if match[1] in NATIVE_OPS else Role.LEAF
+        return EventRole.WAIT if match[2] == "wait_tensor" else EventRole.LAUNCH
+    return EventRole.COMPUTE if match[1] in NATIVE_OPS else EventRole.LEAF
 
 
 @lru_cache(maxsize=65536)

@@ -32,7 +32,7 @@ class Trait(Flag):
 NONE, VAGUE, FUSED, LOOSE = Trait.NONE, Trait.VAGUE, Trait.FUSED, Trait.LOOSE
 
 
-class Row(NamedTuple):
+class KernelPattern(NamedTuple):
     """Some kernels of a project."""
 
     pattern: str
@@ -41,18 +41,18 @@ class Row(NamedTuple):
     traits: Trait = NONE
 
 
-class Family(NamedTuple):
+class KernelFamily(NamedTuple):
     """One project, and where its names were seen."""
 
     project: str
     source: str
-    rows: tuple[Row, ...]
+    rows: tuple[KernelPattern, ...]
 
 
 _DEEP_EP = r"^deep_ep::(?:\w+::)*"
 
 FAMILIES = (
-    Family(
+    KernelFamily(
         "NCCL, RCCL, MSCCL, NCCLX",
         "NCCL 2.19 to 2.30: src/device/generate.py (ncclDevKernel_), before: ncclKernel_; 2.27: ncclSymDevKernel_; "
         "from 2.28 on: src/device/symmetric/generate.py (ncclSymkDevKernel_). RCCL of ROCm 6 and 7: "
@@ -60,107 +60,107 @@ FAMILIES = (
         "src/include/msccl/msccl_kernel.h. "
         "NCCLX: torchcomms, comms/ctran/algos (ncclKernelAllToAllv)",
         (
-            Row(r"^ncclDevKernel_Generic|^rcclGenericKernel|^mscclKernel", "collective", VAGUE),
-            Row(r"^nccl(?:Dev)?Kernel_?SendRecv", "send_recv", VAGUE),
-            Row(r"^(?:nccl|rccl)\w*?Kernel_?(?P<what>[A-Z][A-Za-z]*)", r"\g<what>"),
-            Row(r"^(?:nccl|rccl|msccl(?!pp))", "collective", VAGUE),
+            KernelPattern(r"^ncclDevKernel_Generic|^rcclGenericKernel|^mscclKernel", "collective", VAGUE),
+            KernelPattern(r"^nccl(?:Dev)?Kernel_?SendRecv", "send_recv", VAGUE),
+            KernelPattern(r"^(?:nccl|rccl)\w*?Kernel_?(?P<what>[A-Z][A-Za-z]*)", r"\g<what>"),
+            KernelPattern(r"^(?:nccl|rccl|msccl(?!pp))", "collective", VAGUE),
         ),
     ),
-    Family(
+    KernelFamily(
         "MSCCL++",
         "2026: src/ext/collectives, as profiles of its NCCL interface show them (mscclpp::collective::allreducePacket)",
         (
-            Row(r"^mscclpp::(?:\w+::)*all_?reduce", "all_reduce"),
-            Row(r"^mscclpp::(?:\w+::)*all_?gather", "all_gather"),
-            Row(r"^mscclpp::(?:\w+::)*all_?to_?all", "all_to_all"),
-            Row(r"^mscclpp", "collective", VAGUE),
+            KernelPattern(r"^mscclpp::(?:\w+::)*all_?reduce", "all_reduce"),
+            KernelPattern(r"^mscclpp::(?:\w+::)*all_?gather", "all_gather"),
+            KernelPattern(r"^mscclpp::(?:\w+::)*all_?to_?all", "all_to_all"),
+            KernelPattern(r"^mscclpp", "collective", VAGUE),
         ),
     ),
-    Family(
+    KernelFamily(
         "PyTorch's symmetric memory",
         "torch 2.5 to 2.13, torch/csrc/distributed/c10d/symm_mem: CUDASymmetricMemoryOps.cu, CUDASymmetricMemory.cu "
         "(signals), nvshmem_extension.cu, and its counterpart on rocSHMEM. The two-shot kernel reduces and scatters, "
         "too; the one-shot kernel on multicast also reduces to one rank",
         (
-            Row(r"\b(?:one_shot_all_reduce|multimem_all_?reduce)_\w*kernel", "all_reduce"),
-            Row(r"\btwo_shot_all_reduce_kernel_inplace", "all_reduce"),
-            Row(r"\btwo_shot_all_reduce_kernel", "all_reduce", VAGUE),
-            Row(r"\bmultimem_one_shot_(?:all_)?reduce_kernel", "all_reduce", VAGUE | LOOSE),
-            Row(r"\bmultimem_all_gather_kernel", "all_gather"),
-            Row(r"\bmultimem_\w+", "collective", VAGUE),
-            Row(r"\bbarrier_kernel", "barrier"),
-            Row(r"\b(?P<what>put_signal|wait_signal)_kernel", r"\g<what>", LOOSE),
-            Row(r"\b(?:exchangeSplitAndOffset|allToAllV)", "all_to_all"),
+            KernelPattern(r"\b(?:one_shot_all_reduce|multimem_all_?reduce)_\w*kernel", "all_reduce"),
+            KernelPattern(r"\btwo_shot_all_reduce_kernel_inplace", "all_reduce"),
+            KernelPattern(r"\btwo_shot_all_reduce_kernel", "all_reduce", VAGUE),
+            KernelPattern(r"\bmultimem_one_shot_(?:all_)?reduce_kernel", "all_reduce", VAGUE | LOOSE),
+            KernelPattern(r"\bmultimem_all_gather_kernel", "all_gather"),
+            KernelPattern(r"\bmultimem_\w+", "collective", VAGUE),
+            KernelPattern(r"\bbarrier_kernel", "barrier"),
+            KernelPattern(r"\b(?P<what>put_signal|wait_signal)_kernel", r"\g<what>", LOOSE),
+            KernelPattern(r"\b(?:exchangeSplitAndOffset|allToAllV)", "all_to_all"),
         ),
     ),
-    Family(
+    KernelFamily(
         "DeepEP",
         "1.2: csrc/kernels/{intranode,internode,internode_ll,layout}.cu; 2.0: csrc/kernels/legacy, and compiled when "
         "needed: deep_ep/include/deep_ep/impls (dispatch_impl, hybrid_combine_impl, their epilogues)",
         (
-            Row(_DEEP_EP + r"(?:layout::|get_dispatch_layout)", None),
-            Row(_DEEP_EP + r"(?P<what>\w+?)(?:_impl)?$", r"\g<what>", LOOSE),
+            KernelPattern(_DEEP_EP + r"(?:layout::|get_dispatch_layout)", None),
+            KernelPattern(_DEEP_EP + r"(?P<what>\w+?)(?:_impl)?$", r"\g<what>", LOOSE),
         ),
     ),
-    Family(
+    KernelFamily(
         "HybridEP",
         "DeepEP, branch hybrid-ep: csrc/hybrid_ep/backend/hybrid_ep_backend.cuh",
-        (Row(r"^hybrid_ep::(?P<what>dispatch|combine|device_sync)_kernel", r"\g<what>", LOOSE),),
+        (KernelPattern(r"^hybrid_ep::(?P<what>dispatch|combine|device_sync)_kernel", r"\g<what>", LOOSE),),
     ),
-    Family(
+    KernelFamily(
         "pplx-garden",
         "p2p-all-to-all/a2a-kernels/src/a2a: each exchange is one kernel that sends and one that receives",
-        (Row(r"\ba2a_(?P<what>(?:dispatch|combine)_(?:send|recv))_kernel", r"\g<what>", LOOSE),),
+        (KernelPattern(r"\ba2a_(?P<what>(?:dispatch|combine)_(?:send|recv))_kernel", r"\g<what>", LOOSE),),
     ),
-    Family(
+    KernelFamily(
         "MoRI",
         "2026: src/ops/dispatch_combine/*.hpp",
-        (Row(r"\bEp(?P<what>Dispatch|Combine)\w*Kernel", r"\g<what>", LOOSE),),
+        (KernelPattern(r"\bEp(?P<what>Dispatch|Combine)\w*Kernel", r"\g<what>", LOOSE),),
     ),
-    Family(
+    KernelFamily(
         "NVSHMEM, rocSHMEM",
         "NVSHMEM 2.11 to 3.4: src/host/stream/coll, nvshmemi_h_to_d_coll_defs.cuh; signals: src/host/stream/comm",
         (
-            Row(r"\b(?:rocshmem_)?reducescatter\w*_on_stream_kernel", "reduce_scatter"),
-            Row(r"\b(?:rocshmem_)?(?:rdxn|reduce)\w*_on_stream_kernel", "all_reduce"),
-            Row(r"\b(?:rocshmem_)?fcollect\w*_on_stream_kernel", "all_gather"),
-            Row(r"\b(?:rocshmem_)?alltoall\w*_on_stream_kernel", "all_to_all"),
-            Row(r"\b(?:rocshmem_)?(?:barrier|sync)\w*_on_stream_kernel", "barrier"),
-            Row(r"\b(?:rocshmem_)?broadcast\w*_on_stream_kernel", "broadcast"),
-            Row(r"\b(?:nvshmem|rocshmem)", "shmem", VAGUE | LOOSE),
+            KernelPattern(r"\b(?:rocshmem_)?reducescatter\w*_on_stream_kernel", "reduce_scatter"),
+            KernelPattern(r"\b(?:rocshmem_)?(?:rdxn|reduce)\w*_on_stream_kernel", "all_reduce"),
+            KernelPattern(r"\b(?:rocshmem_)?fcollect\w*_on_stream_kernel", "all_gather"),
+            KernelPattern(r"\b(?:rocshmem_)?alltoall\w*_on_stream_kernel", "all_to_all"),
+            KernelPattern(r"\b(?:rocshmem_)?(?:barrier|sync)\w*_on_stream_kernel", "barrier"),
+            KernelPattern(r"\b(?:rocshmem_)?broadcast\w*_on_stream_kernel", "broadcast"),
+            KernelPattern(r"\b(?:nvshmem|rocshmem)", "shmem", VAGUE | LOOSE),
         ),
     ),
-    Family(
+    KernelFamily(
         "all-reduces of vLLM, SGLang and AITER",
         "vLLM 0.6 to 0.31: csrc/custom_all_reduce.cuh, csrc/quickreduce; SGLang: sgl-kernel/csrc/allreduce, and the "
         "kernels that it compiles when needed (all_reduce_one_shot_push_kernel); AITER: "
         "csrc/include/custom_all_reduce.cuh",
         (
-            Row(r"(?<![A-Za-z])cross_device_reduce_[12]stage", "all_reduce"),
-            Row(r"^quickreduce::", "all_reduce"),
-            Row(r"\ball_reduce_(?:one|two)_shot\w*_kernel", "all_reduce"),
-            Row(r"(?<![A-Za-z])reduce_scatter_cross_device_store", "reduce_scatter"),
+            KernelPattern(r"(?<![A-Za-z])cross_device_reduce_[12]stage", "all_reduce"),
+            KernelPattern(r"^quickreduce::", "all_reduce"),
+            KernelPattern(r"\ball_reduce_(?:one|two)_shot\w*_kernel", "all_reduce"),
+            KernelPattern(r"(?<![A-Za-z])reduce_scatter_cross_device_store", "reduce_scatter"),
         ),
     ),
-    Family(
+    KernelFamily(
         "FlashInfer, TensorRT-LLM, AITER: all-reduce with what follows it",
         "FlashInfer 0.2 to 0.6: include/flashinfer/comm/trtllm_allreduce_fusion.cuh (with RMS norm and quantisation), "
         "trtllm_moe_allreduce_fusion.cuh, trtllm_mnnvl_allreduce.cuh (rmsNormLamport reads what peers still send); "
         "csrc/nv_internal/tensorrt_llm/kernels/communicationKernels/moeAlltoAllKernels.cu; TensorRT-LLM: "
         "cpp/tensorrt_llm/kernels/customAllReduceKernels.cu; FBGEMM: fbgemm_gpu/experimental/gen_ai/src/comm/car.cu",
         (
-            Row(r"(?i)allreduce_?fusion_?kernel", "all_reduce_fused", FUSED),
-            Row(r"\brmsNormLamport", "all_reduce_fused", FUSED | LOOSE),
-            Row(r"(?i)\b(?:one|two)_?shot_?all_?reduce", "all_reduce"),
-            Row(r"\bmoeA2A(?P<what>Dispatch|Combine)Kernel", r"\g<what>", LOOSE),
+            KernelPattern(r"(?i)allreduce_?fusion_?kernel", "all_reduce_fused", FUSED),
+            KernelPattern(r"\brmsNormLamport", "all_reduce_fused", FUSED | LOOSE),
+            KernelPattern(r"(?i)\b(?:one|two)_?shot_?all_?reduce", "all_reduce"),
+            KernelPattern(r"\bmoeA2A(?P<what>Dispatch|Combine)Kernel", r"\g<what>", LOOSE),
         ),
     ),
-    Family(
+    KernelFamily(
         "Transformer Engine's user buffers",
         "2.x: transformer_engine/common/comm_gemm_overlap/userbuffers/userbuffers.cu",
         (
-            Row(r"\bkuserbuffers_push(?P<what>send|recv)", r"\g<what>"),
-            Row(r"\bk?userbuffers_", "userbuffers", VAGUE | LOOSE),
+            KernelPattern(r"\bkuserbuffers_push(?P<what>send|recv)", r"\g<what>"),
+            KernelPattern(r"\bk?userbuffers_", "userbuffers", VAGUE | LOOSE),
         ),
     ),
 )

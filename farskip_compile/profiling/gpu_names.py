@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from farskip_compile.profiling.events import is_fused_kernel
-from farskip_compile.profiling.gpu_families import FAMILIES, Row, Trait
+from farskip_compile.profiling.gpu_families import FAMILIES, KernelPattern, Trait
 
 PEER_COPY = "peer_copy"
 SEND_RECV = "send_recv"
@@ -62,14 +62,14 @@ _HOW = re.compile(r"^(?:nvshmem_|multimem_|one_shot_|two_shot_)+(?=all_|reduce)|
 """What names of `symm_mem::` and RCCL's functions add to that of the collective."""
 
 
-class Work(NamedTuple):
+class GpuWork(NamedTuple):
     """What a kernel or a copy does, if it communicates."""
 
     kind: str
     traits: Trait
 
 
-class Launch(NamedTuple):
+class LaunchName(NamedTuple):
     """What the name of an operator or a range says about the GPU work that it launches."""
 
     kind: str
@@ -78,14 +78,14 @@ class Launch(NamedTuple):
 
 
 @lru_cache(maxsize=65536)
-def work_of(name: str) -> Work | None:
+def work_of(name: str) -> GpuWork | None:
     """What the kernel or copy `name` communicates; None if the name is of compute, or says nothing."""
     if _PEER_COPY.match(name):  # 1
-        return Work(PEER_COPY, Trait.VAGUE | Trait.LOOSE)
+        return GpuWork(PEER_COPY, Trait.VAGUE | Trait.LOOSE)
     if is_fused_kernel(name):
         return None
     if _WAITS_FOR_TILES in name:
-        return Work("all_gather_fused", Trait.FUSED | Trait.LOOSE)
+        return GpuWork("all_gather_fused", Trait.FUSED | Trait.LOOSE)
     function = function_of(name)  # 2
     for pattern, row in _ROWS:  # 3
         if match := pattern.search(function):
@@ -110,12 +110,12 @@ def _parts(name: str, place: int) -> list[str]:
     return [part for part in parts if not part.startswith("_GLOBAL__N")]
 
 
-def _work(row: Row, match: re.Match[str]) -> Work | None:
-    return None if row.kind is None else Work(kind_of(match.expand(row.kind)), row.traits)
+def _work(row: KernelPattern, match: re.Match[str]) -> GpuWork | None:
+    return None if row.kind is None else GpuWork(kind_of(match.expand(row.kind)), row.traits)
 
 
 @lru_cache(maxsize=4096)
-def launched_by(name: str) -> Launch | None:
+def launched_by(name: str) -> LaunchName | None:
     """What the operator or range `name` launches: `c10d::alltoall_base_`, `nccl:all_to_all` and `ncclAlltoAll` give
     `all_to_all`. None if it is none that communicates, or does not say what."""
     if match := _OWNERS.match(name):
@@ -124,7 +124,7 @@ def launched_by(name: str) -> Launch | None:
         kind, owns = kind_of(match["what"]), False
     else:
         return None
-    return None if kind in _SAYS_NOTHING else Launch(kind, owns)
+    return None if kind in _SAYS_NOTHING else LaunchName(kind, owns)
 
 
 @lru_cache(maxsize=4096)

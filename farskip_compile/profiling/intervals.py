@@ -116,7 +116,7 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class IntervalBlock:
     """Neighbouring intervals, drawn as one."""
 
     start: int
@@ -133,24 +133,24 @@ class Block:
         return range(self.first, self.first + self.count)
 
 
-def blocks(spans: Sequence[Span], sliver: float) -> Iterator[Block]:
+def blocks(spans: Sequence[Span], sliver: float) -> Iterator[IntervalBlock]:
     """Intervals of at least `sliver` one by one, shorter ones in blocks of at most three slivers.
 
     Args:
         spans: in order of their starts. Where they overlap, the first has the time.
         sliver: in nanoseconds.
     """
-    pending: Block | None = None
+    pending: IntervalBlock | None = None
     for index, (start, end) in enumerate(spans):
         alone = end - start >= sliver
         if pending is not None and not alone and end - pending.start <= 3 * sliver:
             fresh = max(0, end - max(start, pending.end))
             end = max(end, pending.end)
-            pending = Block(pending.start, end, pending.busy + fresh, pending.first, pending.count + 1)
+            pending = IntervalBlock(pending.start, end, pending.busy + fresh, pending.first, pending.count + 1)
             continue
         if pending is not None:
             yield pending
-        pending = Block(start, end, end - start, index, 1)
+        pending = IntervalBlock(start, end, end - start, index, 1)
         if alone:
             yield pending
             pending = None

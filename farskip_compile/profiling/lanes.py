@@ -31,14 +31,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from farskip_compile.profiling.data import Collective
-from farskip_compile.profiling.events import Role, layer_of, role
+from farskip_compile.profiling.events import EventRole, layer_of, role
 from farskip_compile.profiling.intervals import Segment
 
-Place = tuple[str, int]
+LaunchPlace = tuple[str, int]
 """Thread and moment of a launch."""
 
 
-_COMMUNICATES = (Role.LAUNCH, Role.WAIT)
+_COMMUNICATES = (EventRole.LAUNCH, EventRole.WAIT)
 MOST_NESTED = 256
 """Operators inside one another: some thirty in the deepest programs, and each looks at all those around it."""
 
@@ -86,7 +86,7 @@ def compute_only(events: Sequence[Segment]) -> list[Segment]:
 
 def _is_compute(events: Sequence[Segment]) -> bytearray:
     roles = [role(name) for _, _, name in events]
-    counts = bytearray(found in (Role.COMPUTE, Role.LEAF) for found in roles)
+    counts = bytearray(found in (EventRole.COMPUTE, EventRole.LEAF) for found in roles)
     around: list[int] = []  # the events that enclose the current one
     for index, (start, end, name) in enumerate(events):
         while around and events[around[-1]][1] <= start:
@@ -96,9 +96,9 @@ def _is_compute(events: Sequence[Segment]) -> bytearray:
             counts[index] = False
         for outer in holders:
             same = events[outer][2] == name
-            if same or roles[index] in _COMMUNICATES or roles[outer] is Role.LEAF:
+            if same or roles[index] in _COMMUNICATES or roles[outer] is EventRole.LEAF:
                 counts[outer] = False
-        if roles[index] is not Role.GLUE:
+        if roles[index] is not EventRole.GLUE:
             around.append(index)
             if len(around) > MOST_NESTED:
                 raise ValueError(f"operators are nested more than {MOST_NESTED} deep")
@@ -106,13 +106,13 @@ def _is_compute(events: Sequence[Segment]) -> bytearray:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
+class C10dLaunch:
     """An operator of c10d that launched a collective."""
 
     kind: str
     work: str
     """What gloo calls the resulting work."""
-    place: Place
+    place: LaunchPlace
 
 
 class Innermost:
@@ -136,24 +136,26 @@ class Innermost:
         return event if moment < end else None
 
 
-class Layers:
+class LayerRanges:
     """The layer that a moment of a thread belongs to, by `record_function` ranges; the innermost range decides."""
 
     def __init__(self, ranges: Mapping[str, Sequence[Segment]]) -> None:
         self._ranges = Innermost(ranges)
 
-    def place(self, collective: Collective, place: Place) -> Collective:
+    def place(self, collective: Collective, place: LaunchPlace) -> Collective:
         """`collective` with the moment of its launch, and the layer that is named there."""
         around = self._ranges.at(*place)
         return replace(collective, launched=place[1], layer=layer_of(around[2]) if around else None)
 
 
-def link_by_order(collectives: Sequence[Collective], launches: Sequence[Launch], layers: Layers) -> list[Collective]:
+def link_by_order(
+    collectives: Sequence[Collective], launches: Sequence[C10dLaunch], layers: LayerRanges
+) -> list[Collective]:
     """Collectives on CPU, in order of their starts, with their launches."""
     works: dict[str, list[int]] = defaultdict(list)
     for index, collective in enumerate(collectives):
         works[collective.kind].append(index)
-    launched: dict[str, list[Launch]] = defaultdict(list)
+    launched: dict[str, list[C10dLaunch]] = defaultdict(list)
     for launch in sorted(launches, key=lambda launch: launch.place[1]):
         launched[launch.work].append(launch)
     linked = list(collectives)

@@ -23,13 +23,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from farskip_compile.profiling.events import LAUNCH_RECORD
-from farskip_compile.profiling.gpu_names import Launch, launched_by
+from farskip_compile.profiling.gpu_names import LaunchName, launched_by
 from farskip_compile.profiling.intervals import Segment
-from farskip_compile.profiling.lanes import Innermost, Place
+from farskip_compile.profiling.lanes import Innermost, LaunchPlace
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class C10dRecord:
     """What c10d records about a collective. None: not said."""
 
     kind: str | None
@@ -45,7 +45,7 @@ class Origin:
     kind: str | None
     owns: bool
     """Whether all that it launches itself belongs to the collective, whatever its name."""
-    record: Record | None = None
+    record: C10dRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +56,23 @@ class Ids:
     start: int
     correlation: int | None = None
     external: int | None = None
-    record: Record | None = None
+    record: C10dRecord | None = None
 
 
 @dataclass
 class Launches:
     """Filled while a profile is read, closed, then asked."""
 
-    calls: dict[int, Place] = field(default_factory=dict)
+    calls: dict[int, LaunchPlace] = field(default_factory=dict)
     """By correlation id: thread and moment of the call of CUDA or HIP."""
     _by_external: dict[int, Origin] = field(default_factory=dict)
-    _records: dict[Place, Record] = field(default_factory=dict)
+    _records: dict[LaunchPlace, C10dRecord] = field(default_factory=dict)
     _titles: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
     _marks: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
     _around: Innermost = field(default_factory=lambda: Innermost({}))
     _drawn: Innermost = field(default_factory=lambda: Innermost({}))
 
-    def add_operator(self, event: Segment, thread: str, external: int | None, record: Record | None) -> None:
+    def add_operator(self, event: Segment, thread: str, external: int | None, record: C10dRecord | None) -> None:
         """An operator of a thread; `record`: what a `record_param_comms` says."""
         start, _, name = event
         if name == LAUNCH_RECORD and record is not None:
@@ -134,5 +134,5 @@ class Launches:
         return None if launch is None else _origin(launch)
 
 
-def _origin(launch: Launch) -> Origin:
+def _origin(launch: LaunchName) -> Origin:
     return Origin(launch.kind, owns=launch.owns)

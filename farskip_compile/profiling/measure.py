@@ -24,8 +24,8 @@ from dataclasses import replace
 from farskip_compile.profiling.chrome import NoCollectivesError, RanksMissingError, TraceError
 from farskip_compile.profiling.data import (
     Collective,
+    CollectiveDevice,
     CollectiveReport,
-    Device,
     Hider,
     OverlapReport,
     PartReport,
@@ -160,7 +160,7 @@ def _rank(
         communication_ns=total(communication),
         exposed_ns=total(exposed),
         compute_ns=total(compute),
-        waiting_ns=total(intersection(exposed, trace.waits)) if trace.device is Device.CPU else None,
+        waiting_ns=total(intersection(exposed, trace.waits)) if trace.device is CollectiveDevice.CPU else None,
         peer_wait_ns=None if None in waited or not waited else _all_waiting(trace.collectives, waited),
         hidden_by=under(communication),
         kinds=tuple(part(name, indices) for name, indices in kinds.items()),

@@ -30,7 +30,7 @@ from farskip_compile.profiling import events
 from farskip_compile.profiling.chrome import LARGEST, NotATraceError, TraceError
 from farskip_compile.profiling.chrome_events import rank_of_file
 from farskip_compile.profiling.data import Trace
-from farskip_compile.profiling.database import AGAIN, Database, Value, database
+from farskip_compile.profiling.database import AGAIN, Database, SqlValue, database
 from farskip_compile.profiling.launches import Ids
 from farskip_compile.profiling.raw import Raw
 from farskip_compile.text_utils import amount, printable, shortened
@@ -130,7 +130,7 @@ class _Export:
             name = _AFTER_NAME.sub("", printable(str(text)) if text else self._string(text_id))
             span = self._span(start, end, RANGES, raw)
             if name and span is not None:
-                operator = name == events.LAUNCH_RECORD or events.role(name) is not events.Role.GLUE
+                operator = name == events.LAUNCH_RECORD or events.role(name) is not events.EventRole.GLUE
                 raw.add_host((*span, name), self._thread(thread), operator=operator)
 
     def _work(self) -> None:
@@ -154,7 +154,7 @@ class _Export:
                 "--cuda-graph-trace=node."
             )
 
-    def _name(self, table: str, names: list[Value]) -> str:
+    def _name(self, table: str, names: list[SqlValue]) -> str:
         if table == KERNELS:
             return next((text for name in names if (text := self._string(name))), "kernel without a name")
         if table == FILLS:
@@ -162,7 +162,7 @@ class _Export:
         kind = COPY_KINDS.get(names[0]) if isinstance(names[0], int) else None
         return f"Memcpy {kind or 'unknown'}"
 
-    def _span(self, start: Value, end: Value, table: str, raw: Raw) -> tuple[int, int] | None:
+    def _span(self, start: SqlValue, end: SqlValue, table: str, raw: Raw) -> tuple[int, int] | None:
         """Since the epoch; None, and counted, if the event has no end."""
         first = self._file.whole(start, table)
         last = first - 1 if end is None else self._file.whole(end, table)
@@ -171,13 +171,13 @@ class _Export:
             return None
         return self._base + first, self._base + last
 
-    def _string(self, key: Value) -> str:
+    def _string(self, key: SqlValue) -> str:
         return self._strings.get(key, "") if isinstance(key, int) else ""
 
-    def _process(self, identity: Value) -> int:
+    def _process(self, identity: SqlValue) -> int:
         """Of a process or one of its threads; all are one where the file does not tell them apart."""
         return self._file.whole(identity or 0, "globalPid") >> PLACE if self._tells_processes else 0
 
-    def _thread(self, thread: Value) -> str:
+    def _thread(self, thread: SqlValue) -> str:
         number = self._file.whole(thread or 0, "globalTid")
         return f"{number >> PLACE & NUMBER}/{number & NUMBER}"

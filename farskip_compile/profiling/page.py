@@ -22,7 +22,14 @@ from markupsafe import Markup
 
 from farskip_compile.explain.pages import render
 from farskip_compile.profiling import text
-from farskip_compile.profiling.data import Collective, CollectiveReport, Overlap, OverlapReport, RankReport, Trace
+from farskip_compile.profiling.data import (
+    Collective,
+    CollectiveReport,
+    MeasuredOverlap,
+    OverlapReport,
+    RankReport,
+    Trace,
+)
 from farskip_compile.profiling.intervals import Coverage, Segment, Span, blocks, difference, union
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.text import percent, short_name, time_text
@@ -47,7 +54,7 @@ def pieces() -> dict[str, Any]:
     return {"text": text, "times": _times, "known": _known, "timeline_svg": timeline_svg}
 
 
-def _times(share: Overlap) -> list[str | tuple[str, str]]:
+def _times(share: MeasuredOverlap) -> list[str | tuple[str, str]]:
     """Cells of what is in flight, exposed (with its colour) and hidden."""
     exposed = ("number bad" if share.exposed_ns else "number good", time_text(share.exposed_ns))
     return [time_text(share.communication_ns), exposed, percent(share)]

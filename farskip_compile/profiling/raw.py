@@ -30,16 +30,16 @@ from operator import attrgetter
 from typing import Any
 
 from farskip_compile.profiling import events
-from farskip_compile.profiling.data import Collective, Device, Trace
-from farskip_compile.profiling.events import Role
+from farskip_compile.profiling.data import Collective, CollectiveDevice, Trace
+from farskip_compile.profiling.events import EventRole
 from farskip_compile.profiling.gpu_families import Trait
-from farskip_compile.profiling.gpu_names import PEER_COPY, SEND_RECV, Work, function_of, work_of
+from farskip_compile.profiling.gpu_names import PEER_COPY, SEND_RECV, GpuWork, function_of, work_of
 from farskip_compile.profiling.intervals import Segment, union
-from farskip_compile.profiling.lanes import Launch, Layers, compute_only, link_by_order, segments
-from farskip_compile.profiling.launches import Ids, Launches, Origin, Record
+from farskip_compile.profiling.lanes import C10dLaunch, LayerRanges, compute_only, link_by_order, segments
+from farskip_compile.profiling.launches import C10dRecord, Ids, Launches, Origin
 from farskip_compile.text_utils import amount, shortened
 
-UNKNOWN = Work("collective", Trait.VAGUE | Trait.LOOSE)
+UNKNOWN = GpuWork("collective", Trait.VAGUE | Trait.LOOSE)
 """What a launch of a collective does whose name says nothing."""
 COALESCED = "coalesced"
 _START = attrgetter("start", "end")
@@ -58,18 +58,24 @@ class Raw:
     graphs: list[Segment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unfinished: int = 0
-    _linked: list[Launch] = field(default_factory=list)
+    _linked: list[C10dLaunch] = field(default_factory=list)
     _shows_fused_kernels: bool = False
 
     def add_host(
-        self, event: Segment, thread: str, *, operator: bool, external: int | None = None, record: Record | None = None
+        self,
+        event: Segment,
+        thread: str,
+        *,
+        operator: bool,
+        external: int | None = None,
+        record: C10dRecord | None = None,
     ) -> None:
         """Sort in an operator or a range of a thread of the host."""
         start, end, name = event
         kind = events.cpu_collective(name)
         if kind is not None:
             self.cpu_collectives.append((Collective(kind, start, end, name.split(":")[0]), thread))
-        elif not operator or events.role(name) is Role.GLUE:
+        elif not operator or events.role(name) is EventRole.GLUE:
             if name.startswith(events.COMPILED_REGION):  # an annotation, if shapes are recorded, else an operator
                 self.graphs.append(event)
             if not operator:
@@ -81,11 +87,11 @@ class Raw:
             self.launches.add_operator(event, thread, external, record)
             self._shows_fused_kernels |= events.is_fused_kernel(name)
             if (launched := events.launched_kind(name)) is not None:
-                self._linked.append(Launch(*launched, (thread, start)))
+                self._linked.append(C10dLaunch(*launched, (thread, start)))
 
     def trace(self, **about: Any) -> Trace:
         """All of it, with launches and layers; the other fields of the trace are given."""
-        layers = Layers(self.ranges)
+        layers = LayerRanges(self.ranges)
         works: dict[str, list[Segment]] = defaultdict(list)
         copies: dict[str, list[Segment]] = defaultdict(list)
         found: list[Collective] = []
@@ -104,9 +110,11 @@ class Raw:
                 (copies if is_copy else works)[ids.stream].append(event)
         on_gpu = bool(works or found)
         in_order = sorted((one for one, _ in self.cpu_collectives), key=_START)
-        waits = ((s, e) for lane in self.operators.values() for s, e, name in lane if events.role(name) is Role.WAIT)
+        waits = (
+            (s, e) for lane in self.operators.values() for s, e, name in lane if events.role(name) is EventRole.WAIT
+        )
         return Trace(
-            device=Device.GPU if on_gpu else Device.CPU,
+            device=CollectiveDevice.GPU if on_gpu else CollectiveDevice.CPU,
             collectives=tuple(sorted(found, key=_START) if on_gpu else link_by_order(in_order, self._linked, layers)),
             work=_by_lane(works) if on_gpu else self._cpu_work(),
             copies=_by_lane(copies) if on_gpu else {},
@@ -118,7 +126,7 @@ class Raw:
 
     def _cpu_work(self) -> dict[str, list[Segment]]:
         """Compute of every thread but those that do nothing except the work of collectives."""
-        communicating = (Role.LAUNCH, Role.WAIT)
+        communicating = (EventRole.LAUNCH, EventRole.WAIT)
         launching = {
             t for t, found in self.operators.items() if any(events.role(name) in communicating for _, _, name in found)
         }
@@ -140,8 +148,8 @@ class Raw:
         return notes
 
 
-def _collective(event: Segment, stream: str, work: Work, origin: Origin | None) -> Collective:
-    record = (origin.record if origin is not None else None) or Record(None)
+def _collective(event: Segment, stream: str, work: GpuWork, origin: Origin | None) -> Collective:
+    record = (origin.record if origin is not None else None) or C10dRecord(None)
     kind = record.kind or work.kind
     if record.kind is None and Trait.VAGUE in work.traits and origin is not None and origin.kind is not None:
         kind = origin.kind
@@ -170,7 +178,7 @@ class _Notes:
         self.kinds: Counter[str] = Counter()
         self.fused: Counter[str] = Counter()
 
-    def count(self, name: str, one: Collective, work: Work) -> None:
+    def count(self, name: str, one: Collective, work: GpuWork) -> None:
         """One kernel or copy."""
         self.kinds[one.kind] += 1
         if Trait.FUSED in work.traits:

@@ -31,10 +31,10 @@ class Profile(Protocol):
         """Write the trace to `path`."""
 
 
-Source = str | PathLike[str] | Profile
+TraceSource = str | PathLike[str] | Profile
 
 
-def read_trace(source: Source, *, rank: int | None = None, largest: int = LARGEST) -> Trace:
+def read_trace(source: TraceSource, *, rank: int | None = None, largest: int = LARGEST) -> Trace:
     """Read the profile of one rank.
 
     Args:
@@ -56,7 +56,7 @@ def read_trace(source: Source, *, rank: int | None = None, largest: int = LARGES
     return traces[0]
 
 
-def read_traces(source: Source, *, rank: int | None = None, largest: int = LARGEST) -> tuple[Trace, ...]:
+def read_traces(source: TraceSource, *, rank: int | None = None, largest: int = LARGEST) -> tuple[Trace, ...]:
     """Read the profiles of all ranks in `source`: several, if `merge_traces` made it, or if Nsight Systems has profiled
     a launcher such as torchrun.
 

@@ -36,7 +36,7 @@ from farskip_compile.json_files import replacing
 from farskip_compile.profiling import events
 from farskip_compile.profiling.chrome import LARGEST, Document, NotATraceError, TraceError, load
 from farskip_compile.profiling.chrome_events import from_document, span_of
-from farskip_compile.profiling.data import Device, OverlapReport, Trace
+from farskip_compile.profiling.data import CollectiveDevice, OverlapReport, Trace
 from farskip_compile.profiling.intervals import difference, union
 from farskip_compile.profiling.measure import overlap
 from farskip_compile.profiling.merged import ABOUT, RANKS, SCHEDULES, STRIDE, about
@@ -158,7 +158,7 @@ def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: 
     processes: dict[int, int] = {}
     lane_of_exposed = 0
     collectives = {(one.start, one.end) for one in trace.collectives}
-    places = events.GPU_CATEGORIES if trace.device is Device.GPU else events.HOST_CATEGORIES
+    places = events.GPU_CATEGORIES if trace.device is CollectiveDevice.GPU else events.HOST_CATEGORIES
     for event in original:  # the profiler's own marks have no number, and the GPUs that it lists may be idle
         if event.get("ph") == "X" and isinstance(event.get("pid"), int):
             pid = processes.setdefault(event["pid"], rank * STRIDE + 1 + len(processes))

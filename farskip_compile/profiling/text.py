@@ -18,7 +18,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from farskip_compile.profiling.data import Device, Hider, Overlap, OverlapReport, PartReport, RankReport, StepTimes
+from farskip_compile.profiling.data import (
+    CollectiveDevice,
+    Hider,
+    MeasuredOverlap,
+    OverlapReport,
+    PartReport,
+    RankReport,
+    StepTimes,
+)
 from farskip_compile.text_utils import shortened
 
 WIDE = 110
@@ -58,7 +66,7 @@ def headline(report: OverlapReport) -> str:
     ranks = f"{len(report.ranks)} ranks" if len(report.ranks) > 1 else f"rank {report.ranks[0].rank}"
     if report.world_size is not None and report.world_size > len(report.ranks):
         ranks += f" of {report.world_size}"
-    place = "GPU" if report.device is Device.GPU else "CPU"
+    place = "GPU" if report.device is CollectiveDevice.GPU else "CPU"
     mean = " a rank" if len(report.ranks) > 1 else ""
     exposed, communication = (
         time_text(time / len(report.ranks)) for time in (report.total.exposed_ns, report.total.communication_ns)
@@ -77,7 +85,7 @@ def time_text(time_ns: float) -> str:
     return f"{time_ns:.0f} ns"
 
 
-def percent(share: Overlap) -> str:
+def percent(share: MeasuredOverlap) -> str:
     """How much is hidden; a dash without communication."""
     if share.fraction is None:
         return "-"
@@ -168,7 +176,7 @@ class _Draw:
         _numbers(table, "count", *TIMES)
         table.add_column("hidden by", overflow="fold")
         for name, parts in found.items():
-            mean = Overlap(
+            mean = MeasuredOverlap(
                 communication_ns=sum(part.communication_ns for part in parts) // len(parts),
                 exposed_ns=sum(part.exposed_ns for part in parts) // len(parts),
             )
@@ -214,7 +222,7 @@ class _Draw:
             table.add_row("", "measured", *estimate_texts(row.measured), style="dim" if row.measured is None else "")
         return table
 
-    def bar(self, share: Overlap) -> Text:
+    def bar(self, share: MeasuredOverlap) -> Text:
         """Hidden and exposed parts, to scale."""
         length = BAR if self.wide else BAR // 2
         hidden = round(length * (share.fraction or 0))
@@ -226,7 +234,7 @@ class _Draw:
         return hiders_text(hiders, (3 if few else 4) if self.wide else (1 if few else 2))
 
 
-def _times(share: Overlap) -> list[str | Text]:
+def _times(share: MeasuredOverlap) -> list[str | Text]:
     style = "" if share.exposed_ns == 0 else "bold red" if (share.fraction or 0) < 0.5 else "yellow"
     return [time_text(share.communication_ns), Text(time_text(share.exposed_ns), style=style), percent(share)]
 

@@ -40,11 +40,11 @@ from typing import Any
 
 from farskip_compile._compat.distributed import StoreLost, process_group_store
 from farskip_compile.errors import OrderMismatchError, RankFailedError
-from farskip_compile.ranks.announce import LIBRARY, Announcement, Sizes
+from farskip_compile.ranks.announce import LIBRARY, Announcement, LaunchSizes
 from farskip_compile.ranks.compiles import Frame, agree_on, frame_of
 from farskip_compile.ranks.failures import failure_among, report_failure
 from farskip_compile.ranks.mismatch import changed, mismatch, numbered
-from farskip_compile.ranks.place import Place, at, have_reached, place_of
+from farskip_compile.ranks.place import RankPlace, at, have_reached, place_of
 from farskip_compile.ranks.stale import refuse_stale
 from farskip_compile.report.schedule import listener, publish_schedule
 
@@ -104,7 +104,7 @@ def check_across_ranks(
     orders: Mapping[str, list[str]],
     phase: str,
     common: Mapping[str, Any] | None = None,
-    sizes: Mapping[str, Sizes] | None = None,
+    sizes: Mapping[str, LaunchSizes] | None = None,
     frame: Frame | None = None,
 ) -> None:
     """Return once every rank of each group has reached the same order, with the same in common.
@@ -121,7 +121,7 @@ def check_across_ranks(
         OrderMismatchError: a rank waits at another order, or at other sizes.
         RankFailedError: a rank has failed, or did not arrive within the timeout of the group; or the store is lost.
     """
-    places: list[Place] = []
+    places: list[RankPlace] = []
     frame = frame if frame is not None else frame_of((), backward=True)
     frame.forget_other_worlds()
     with report_failure("gave up"):
@@ -149,7 +149,7 @@ def check_across_ranks(
             raise
 
 
-def _wait_for_all(place: Place) -> None:
+def _wait_for_all(place: RankPlace) -> None:
     client, name = place.client, place.name
     others = [rank for rank in range(len(client.ranks)) if rank != client.rank]
     begin, pause, warned = time.monotonic(), POLL_SECONDS[0], False
@@ -189,7 +189,7 @@ def _wait_for_all(place: Place) -> None:
         pause = min(2 * pause, POLL_SECONDS[1])
 
 
-def _raise_about(place: Place, rank: int, note: str) -> None:
+def _raise_about(place: RankPlace, rank: int, note: str) -> None:
     """Raise, unless this rank has raised about the same note of `rank` before."""
     seen = (place.client.group, rank, note)
     if seen in _seen:
@@ -198,15 +198,15 @@ def _raise_about(place: Place, rank: int, note: str) -> None:
     raise mismatch(place.client.group, place.me, place.order, place.client.ranks[rank], json.loads(note)["order"])
 
 
-def _listed(place: Place, ranks: Sequence[int]) -> str:
+def _listed(place: RankPlace, ranks: Sequence[int]) -> str:
     return ", ".join(str(place.client.ranks[rank]) for rank in ranks)
 
 
-def _doing(place: Place) -> str:
+def _doing(place: RankPlace) -> str:
     return f"to run a graph with these collectives of process group {place.client.group!r}:\n{numbered(place.order)}"
 
 
-def _alone(place: Place, missing: Sequence[int]) -> str:
+def _alone(place: RankPlace, missing: Sequence[int]) -> str:
     """Return the options that this rank has changed since all ranks compared the same function of this model."""
     if place.left is None:
         return ""

@@ -25,7 +25,7 @@ from farskip_compile.report.schedule import ScheduleReport
 LIBRARY = torch.library.Library("farskip", "FRAGMENT")
 LIBRARY.define("announce(str text) -> ()")
 
-Sizes = list[list[list[int]]] | None
+LaunchSizes = list[list[list[int]]] | None
 """For each launch, those of the tensors that go in. None: they are not the same in each call, or on each rank."""
 
 
@@ -37,7 +37,7 @@ class Announcement:
     """Published then; with the launches that the ranks compare."""
     check: bool = True
     """Whether they compare them."""
-    sizes: Mapping[str, Sizes] = field(default_factory=dict)
+    sizes: Mapping[str, LaunchSizes] = field(default_factory=dict)
     """Of the launches of each process group; see `collective_sizes`."""
     common: Mapping[str, Any] = field(default_factory=dict)
     """What else they compare, as plain data; see `common_options`."""
@@ -79,7 +79,7 @@ def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
     return orders
 
 
-def collective_sizes(graph: fx.Graph) -> dict[str, Sizes]:
+def collective_sizes(graph: fx.Graph) -> dict[str, LaunchSizes]:
     """For each process group of `graph`, the sizes of what its launches send, if no size is symbolic and none is split
     unevenly: such sizes may differ between ranks."""
     found: dict[str, list[list[list[int]] | None]] = {}

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farskip_compile.ranks.agree import check_across_ranks, check_once
-from farskip_compile.ranks.announce import Sizes
+from farskip_compile.ranks.announce import LaunchSizes
 from farskip_compile.ranks.compiles import Frame
 
 PHASE = "captured"
 
 
 def check_of(
-    orders: Mapping[str, list[str]], sizes: Mapping[str, Sizes], common: Mapping[str, Any]
+    orders: Mapping[str, list[str]], sizes: Mapping[str, LaunchSizes], common: Mapping[str, Any]
 ) -> Callable[[Frame], None]:
     """Return what compares `orders`, `sizes` (see `ranks.announce`) and `common` across ranks, once in each epoch of
     the frame that it is given."""

@@ -21,7 +21,7 @@ _waits = itertools.count(1)
 
 
 @dataclass(frozen=True)
-class Place:
+class RankPlace:
     """The place of this rank on one process group."""
 
     client: StoreClient
@@ -88,7 +88,7 @@ ANY = "any"
 """The mark in the name of a place whose sizes are not fixed."""
 
 
-def place_of(client: StoreClient, order: str, frame: Frame) -> Place:
+def place_of(client: StoreClient, order: str, frame: Frame) -> RankPlace:
     """Return the place at which this rank is about to run `order`, in a new epoch of `frame` if its options changed."""
     known = frame.epochs.get(client.group)
     is_new = known is None or known.options != frame.options
@@ -96,7 +96,7 @@ def place_of(client: StoreClient, order: str, frame: Frame) -> Place:
     name = name_of(epoch.number, order)
     keys = {got(name.rpartition("/")[0], client.rank), got(name, client.rank)}
     new = frozenset(key for key in keys if not client.has(key))
-    return Place(client, order, frame, epoch, known if is_new else None, new)
+    return RankPlace(client, order, frame, epoch, known if is_new else None, new)
 
 
 def name_of(epoch: int, order: str) -> str:

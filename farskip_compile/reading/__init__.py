@@ -3,7 +3,7 @@
 
 Contract: what is not as it should be is an error, soon, and before it has cost much memory: `files` bounds what is read
 and unpacked and never waits for a pipe, `strict_json` bounds what is parsed. What the content means is checked by those
-who use it (`json_files.Reader`).
+who use it (`json_files.JsonReader`).
 """
 
 from farskip_compile.reading.files import DOCUMENT_BYTES, TooLarge, open_file, read_bytes, read_unpacked

@@ -25,11 +25,11 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 RIVAL = 0.5
 
 
-Layers = list[tuple[str, nn.Module]]
+NamedLayers = list[tuple[str, nn.Module]]
 """Layers by their names in the model, in order."""
 
 
-def find_layers(model: nn.Module, stack: str | None) -> tuple[list[nn.Module], Layers]:
+def find_layers(model: nn.Module, stack: str | None) -> tuple[list[nn.Module], NamedLayers]:
     """Return the modules whose calls run the layers, outermost first, and the layers.
 
     A call of the model runs them, or a call of the module that holds their container, which has no call of its own.
@@ -56,7 +56,7 @@ def find_layers(model: nn.Module, stack: str | None) -> tuple[list[nn.Module], L
     return _named(model, found[0][0])
 
 
-def _named(model: nn.Module, name: str) -> tuple[list[nn.Module], Layers]:
+def _named(model: nn.Module, name: str) -> tuple[list[nn.Module], NamedLayers]:
     try:
         container = model.get_submodule(name)
     except AttributeError:

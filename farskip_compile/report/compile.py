@@ -19,7 +19,7 @@ from typing import Any
 from farskip_compile._compat import current_compile, trace_artifact
 from farskip_compile.passes.boundary.tail import Departure
 from farskip_compile.passes.graph.declared import Declared
-from farskip_compile.passes.residual.table import Kind, SubBlock, Table
+from farskip_compile.passes.residual.table import SubBlock, Table, TermKind
 from farskip_compile.text_utils import amount
 
 log = logging.getLogger("farskip_compile")
@@ -115,7 +115,7 @@ class CompileReport:
         """One line for the log."""
         if self.outcome is Outcome.REWIRED:
             layers = 1 + max(row.layer for row in self.rows)
-            moe = sum(row.kind is Kind.ROUTED for row in self.rows)
+            moe = sum(row.kind is TermKind.ROUTED for row in self.rows)
             return (
                 f"rewired {len(self.rewired_rows)} of {amount(len(self.rows), 'sub-block')} "
                 f"({amount(layers, 'layer')}, {moe} MoE): {self.wiring_before} -> {self.wiring_after}, verified"

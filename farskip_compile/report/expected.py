@@ -2,7 +2,7 @@
 """How much communication is expected to be hidden, by the schedules of the graphs that have run.
 
 In:    for each place that is run once in a step (a model, or each of its layers) the graphs that may run there (`ran`).
-Out:   an `Overlap` for each phase; if nothing is scheduled, why not.
+Out:   an `PhaseOverlap` for each phase; if nothing is scheduled, why not.
 Never: measures. `farskip overlap` does, of profiles.
 """
 
@@ -17,7 +17,7 @@ PHASES = ("forward", "backward", "inference")
 
 
 @dataclass(frozen=True)
-class Overlap:
+class PhaseOverlap:
     """Estimates for one phase of one step of one rank."""
 
     phase: str
@@ -52,7 +52,7 @@ class Overlap:
         }
 
 
-def expected(places: Iterable[Sequence[Graph]]) -> tuple[Overlap, ...]:
+def expected(places: Iterable[Sequence[Graph]]) -> tuple[PhaseOverlap, ...]:
     """One for each phase that is scheduled. At each place, the graph counts that has run last."""
     places = list(places)
     found = []
@@ -64,7 +64,7 @@ def expected(places: Iterable[Sequence[Graph]]) -> tuple[Overlap, ...]:
             communication = sum(one.communication_seconds for one in figures)
             exposed = sum(one.exposed_seconds for one in figures)
             names = dict.fromkeys(one.profile for one in schedules if one.after is not None)
-            found.append(Overlap(phase, communication, exposed, ", ".join(names)))
+            found.append(PhaseOverlap(phase, communication, exposed, ", ".join(names)))
     return tuple(found)
 
 

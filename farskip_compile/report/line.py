@@ -28,7 +28,7 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.expected import expected, why_none
 from farskip_compile.report.ran import Graph
-from farskip_compile.report.rows import Rows, in_words
+from farskip_compile.report.rows import SubBlockRows, in_words
 
 log = logging.getLogger("farskip_compile.first_step")
 SILENT = (Outcome.NO_STACK, Outcome.FRAGMENT)
@@ -73,8 +73,8 @@ def wired(report: CompileReport) -> str:
     if report.outcome is Outcome.UNCHANGED:
         return 'not rewired, as asked (connectivity="none")'
     if report.outcome is Outcome.ALREADY:
-        return f"already in the form asked for ({report.wiring_after}), {Rows.of(report)}"
-    return f"rewired {Rows.of(report)}: {'; '.join(in_words(report.table))}"
+        return f"already in the form asked for ({report.wiring_after}), {SubBlockRows.of(report)}"
+    return f"rewired {SubBlockRows.of(report)}: {'; '.join(in_words(report.table))}"
 
 
 def overlap(places: Sequence[Sequence[Graph]]) -> str:

@@ -35,12 +35,12 @@ from farskip_compile._compat.runs import class_name, traced
 from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.json_files import write_text
 from farskip_compile.report.compile import CompileReport
-from farskip_compile.report.expected import Overlap, expected
+from farskip_compile.report.expected import PhaseOverlap, expected
 from farskip_compile.report.line import rank
 from farskip_compile.report.living import BEAT, place, started
 from farskip_compile.report.processes import SCHEMA, SUFFIX, VARIABLE
 from farskip_compile.report.ran import Graph
-from farskip_compile.report.rows import Rows, in_words
+from farskip_compile.report.rows import SubBlockRows, in_words
 from farskip_compile.text_utils import shortened
 
 log = logging.getLogger("farskip_compile")
@@ -91,7 +91,7 @@ def note_report(report: CompileReport) -> None:
         _put(f"report {next(_numbers)}", _line("graph", "", report, ()) | {"ran": None}, None)
 
 
-def note_whole_model(model: nn.Module, report: CompileReport, overlap: tuple[Overlap, ...]) -> None:
+def note_whole_model(model: nn.Module, report: CompileReport, overlap: tuple[PhaseOverlap, ...]) -> None:
     """A model has run whose layers are compiled one by one."""
     if _folder() is not None:
         line = _line("layers", class_name(model), report, overlap)
@@ -124,8 +124,8 @@ def _folder() -> Path | None:
     return Path(name) if name else None
 
 
-def _line(kind: str, model: str, report: CompileReport, overlap: tuple[Overlap, ...]) -> dict[str, Any]:
-    rows = Rows.of(report)
+def _line(kind: str, model: str, report: CompileReport, overlap: tuple[PhaseOverlap, ...]) -> dict[str, Any]:
+    rows = SubBlockRows.of(report)
     asked = rows.asked or ()
     return {
         "kind": kind,

@@ -27,7 +27,7 @@ REFUSED = "refused, compiled unchanged"
 SILENT = ("no residual stack", "not a whole residual stack, unchanged as asked")
 """Values of `Outcome`."""
 
-Verdict = Literal["rewired", "NOT REWIRED", "unknown"]
+ProcessVerdict = Literal["rewired", "NOT REWIRED", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class RunningModel:
         return tuple(one for one in self.graphs if one.options == self.last.options or one.outcome == REFUSED)
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ProcessVerdict:
         """Return whether the model runs every row that was asked for."""
         if self.failures or not all(one.is_complete for one in self.current):
             return "NOT REWIRED"
@@ -160,7 +160,7 @@ class ProcessHead:
             raise ValueError(f"process {self.pid}")
 
 
-Line = CompiledGraph | Failure
+ProcessLine = CompiledGraph | Failure
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Process:
     life: Life
     silent_seconds: float | None
     """Since its last sign of life; None: not known."""
-    lines: tuple[Line, ...]
+    lines: tuple[ProcessLine, ...]
     """Oldest first."""
 
     @property
@@ -217,7 +217,7 @@ class Process:
         return tuple(one for one in self.lines if isinstance(one, CompiledGraph))
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ProcessVerdict:
         """Return whether every model of the process runs every row that was asked for."""
         found = {model.verdict for model in self.models}
         if self.failures or "NOT REWIRED" in found:

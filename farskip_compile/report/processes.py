@@ -2,8 +2,8 @@
 """The files that processes leave in FARSKIP_STATUS_DIR, and what they say together of what runs now.
 
 In:    the folder.
-Out:   `Found`: the processes, which of them live, which models of these run every row that was asked for, in what the
-       ranks of one job differ, and files that can't be read.
+Out:   `FolderStatus`: the processes, which of them live, which models of these run every row that was asked for, in
+       what the ranks of one job differ, and files that can't be read.
 Never: asks a process anything; takes what it can't tell for a yes; reads more than `MOST_FILES` files, or of one more
        than `reading.DOCUMENT_BYTES`. Does work in proportion to a number in a file. Lets one file hide the others.
 
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import Reader
+from farskip_compile.json_files import JsonReader
 from farskip_compile.reading import parse_json, read_bytes
 from farskip_compile.report.living import Life, clock_of, life_of, place
-from farskip_compile.report.process_records import CompiledGraph, Failure, Line, Process, ProcessHead
+from farskip_compile.report.process_records import CompiledGraph, Failure, Process, ProcessHead, ProcessLine
 from farskip_compile.text_utils import amount, shortened
 
 VARIABLE = "FARSKIP_STATUS_DIR"
@@ -41,7 +41,7 @@ LONGEST = 200
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderStatus:
     """What a folder says."""
 
     processes: tuple[Process, ...]
@@ -139,7 +139,7 @@ def _short(process: Process) -> str:
     )
 
 
-def read_folder(folder: Path, pid: int | None = None) -> Found:
+def read_folder(folder: Path, pid: int | None = None) -> FolderStatus:
     """Read the files that processes left in `folder`.
 
     Args:
@@ -175,7 +175,7 @@ def read_folder(folder: Path, pid: int | None = None) -> Found:
     if pid is not None:
         every = _job_of(pid, every)
     chosen = _chosen(every)
-    return Found(chosen, len(every) - len(chosen), tuple(unreadable))
+    return FolderStatus(chosen, len(every) - len(chosen), tuple(unreadable))
 
 
 def _job_of(pid: int, every: Sequence[tuple[float, Process]]) -> list[tuple[float, Process]]:
@@ -219,9 +219,9 @@ def folder_of(pid: int) -> Path:
 
 def _read(path: Path, sign: float, clock: float | None) -> Process:
     first, *rest = read_bytes(path).decode().removesuffix("\n").split("\n")
-    reader = Reader("the file", way_out=WAY_OUT, accepts_null=True)
+    reader = JsonReader("the file", way_out=WAY_OUT, accepts_null=True)
     head = reader.decode(ProcessHead, reader.version(parse_json(first), (SCHEMA,)))
-    lines: list[Line] = []
+    lines: list[ProcessLine] = []
     for text in rest:
         line = parse_json(text)
         if isinstance(line, dict) and line.get("kind") in ("error", "stopped"):

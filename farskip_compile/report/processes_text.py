@@ -16,7 +16,7 @@ from rich.text import Text
 
 from farskip_compile.report.living import Life
 from farskip_compile.report.process_records import REWIRED, CompiledGraph, ExpectedOverlap, Process, RunningModel
-from farskip_compile.report.processes import Found
+from farskip_compile.report.processes import FolderStatus
 from farskip_compile.text_utils import amount, shortened
 
 STYLES = {"rewired": "green", "NOT REWIRED": "bold red", "unknown": "yellow"}
@@ -29,7 +29,7 @@ LONGEST = 160
 """Characters of what others have written."""
 
 
-def table(found: Found) -> RenderableType:
+def table(found: FolderStatus) -> RenderableType:
     """Processes in their order, those that are alike together, then what is wrong, then the answer."""
     alike: dict[tuple[Any, ...], list[Process]] = {}
     for one in found.processes:
@@ -159,7 +159,7 @@ def _duration(seconds: float) -> str:
     return amount(int(seconds), "second")
 
 
-def _last(found: Found) -> str:
+def _last(found: FolderStatus) -> str:
     if not found.processes:
         return "No process has written anything there: none has compiled with farskip."
     alive = found.alive

@@ -2,7 +2,8 @@
 """How many sub-blocks read what was asked for, and what they leave out, in a few words.
 
 In:    the report of a graph with a residual stack.
-Out:   `Rows`: the sub-blocks that were to change and those that did; `in_words`: what each kind of them leaves out.
+Out:   `SubBlockRows`: the sub-blocks that were to change and those that did; `in_words`: what each kind of them leaves
+       out.
 Never: takes the report's word for what was asked: that is derived again, from the table as written and the options.
 """
 
@@ -13,25 +14,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from farskip_compile.errors import FarSkipError
-from farskip_compile.passes.residual.table import ROW_NAMES, Kind, SubBlock, Table
+from farskip_compile.passes.residual.table import ROW_NAMES, SubBlock, Table, TermKind
 from farskip_compile.passes.rewire.request import ask
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.text_utils import amount
 
 NOUNS = {
-    Kind.EMBEDDING: "the embedding",
-    Kind.ATTENTION: "the attention",
-    Kind.MIXER: "the mixer",
-    Kind.DENSE: "the MLP",
-    Kind.SHARED: "the shared experts",
-    Kind.ROUTED: "the routed experts",
+    TermKind.EMBEDDING: "the embedding",
+    TermKind.ATTENTION: "the attention",
+    TermKind.MIXER: "the mixer",
+    TermKind.DENSE: "the MLP",
+    TermKind.SHARED: "the shared experts",
+    TermKind.ROUTED: "the routed experts",
 }
 MOST = 4
 """Ways of leaving something out that are told; others are counted."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class SubBlockRows:
     """Sub-blocks of one graph, by name."""
 
     rewired: tuple[str, ...]
@@ -42,7 +43,7 @@ class Rows:
     """Of the graph."""
 
     @classmethod
-    def of(cls, report: CompileReport) -> Rows:
+    def of(cls, report: CompileReport) -> SubBlockRows:
         """The sub-blocks of `report`. Those of a part of a model are counted as they are: what was asked of it depends
         on what comes before it."""
         table, total = report.table, len(report.rows)
@@ -81,7 +82,7 @@ def in_words(table: Table) -> tuple[str, ...]:
     layer`. With numbers of rows where those of one kind differ."""
     ways = Counter((row.kind, _terms(table, row)) for row in table.rows if row.left_out)
     kinds = Counter(kind for kind, _ in ways)
-    alike: dict[tuple[str, int], list[Kind]] = {}
+    alike: dict[tuple[str, int], list[TermKind]] = {}
     for kind, terms in sorted(ways, key=lambda one: (list(ROW_NAMES).index(one[0]), -ways[one])):
         rows = ways[kind, terms] if kinds[kind] > 1 else 0
         alike.setdefault((terms, rows), []).append(kind)
@@ -90,7 +91,7 @@ def in_words(table: Table) -> tuple[str, ...]:
     return (*found[:MOST], *others)
 
 
-def _phrase(kinds: list[Kind], terms: str, rows: int) -> str:
+def _phrase(kinds: list[TermKind], terms: str, rows: int) -> str:
     count = f" ({amount(rows, 'row')}{' each' if len(kinds) > 1 else ''})" if rows else ""
     if len(kinds) == 1:
         return f"{ROW_NAMES[kinds[0]]} leaves out {terms}{count}"

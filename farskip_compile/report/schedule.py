@@ -18,7 +18,7 @@ from typing import Any
 
 from farskip_compile._compat import trace_artifact
 from farskip_compile.passes.schedule.search import Schedule
-from farskip_compile.passes.schedule.timeline import Flight, Timeline
+from farskip_compile.passes.schedule.timeline import ScheduledFlight, Timeline
 from farskip_compile.text_utils import amount
 
 log = logging.getLogger("farskip_compile")
@@ -97,7 +97,7 @@ class ScheduleReport:
     """Whether collectives are in none of them: one would have been in flight where a CUDA graph begins or ends."""
     profile: str = ""
     """Name of the hardware profile that the figures come from."""
-    flights: tuple[Flight, ...] = ()
+    flights: tuple[ScheduledFlight, ...] = ()
     """Each collective in the order that runs: launch, wait and what is computed in between."""
 
     def ordered(self, schedule: Schedule, level: str = "graph") -> ScheduleReport:
@@ -161,7 +161,7 @@ class ScheduleReport:
         )
 
 
-def _rounded(flight: Flight) -> Flight:
+def _rounded(flight: ScheduledFlight) -> ScheduledFlight:
     """Estimates are not better than four digits, and the report is a text in the compiled graph."""
     rounded: dict[str, Any] = {
         name: float(f"{value:.4g}") for name, value in asdict(flight).items() if isinstance(value, float)
@@ -169,10 +169,12 @@ def _rounded(flight: Flight) -> Flight:
     return replace(flight, **rounded)
 
 
-def _flight(data: Mapping[str, Any] | Sequence[Any]) -> Flight:
+def _flight(data: Mapping[str, Any] | Sequence[Any]) -> ScheduledFlight:
     """From either form of `to_json`."""
-    known = dict(data) if isinstance(data, Mapping) else dict(zip(Flight.__dataclass_fields__, data, strict=True))
-    return Flight(**{**known, "terms": tuple(known["terms"])})
+    known = (
+        dict(data) if isinstance(data, Mapping) else dict(zip(ScheduledFlight.__dataclass_fields__, data, strict=True))
+    )
+    return ScheduledFlight(**{**known, "terms": tuple(known["terms"])})
 
 
 _reports: deque[ScheduleReport] = deque(maxlen=KEPT)

@@ -23,7 +23,7 @@ from farskip_compile.report.process_file import note_whole_model
 from farskip_compile.report.ran import Graph, graphs_of
 
 
-class Whole(Protocol):
+class LayeredModel(Protocol):
     """A model whose layers are compiled one by one (`farskip_compile.Regional`)."""
 
     model: nn.Module
@@ -35,11 +35,11 @@ class Whole(Protocol):
         ...
 
 
-_wholes: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Whole]] = weakref.WeakKeyDictionary()
+_wholes: weakref.WeakKeyDictionary[nn.Module, weakref.ref[LayeredModel]] = weakref.WeakKeyDictionary()
 """Layer -> the model that it is of."""
 
 
-def note_whole(whole: Whole, layers: Iterable[nn.Module]) -> None:
+def note_whole(whole: LayeredModel, layers: Iterable[nn.Module]) -> None:
     """`layers` are compiled one by one."""
     for layer in layers:
         _wholes[layer] = weakref.ref(whole)
@@ -51,7 +51,7 @@ def forget_whole(layers: Iterable[nn.Module]) -> None:
         _wholes.pop(layer, None)
 
 
-def whole_of(model: nn.Module) -> Whole | None:
+def whole_of(model: nn.Module) -> LayeredModel | None:
     """The model compiled layer by layer that `model` holds a layer of."""
     for module in model.modules():
         if (reference := _wholes.get(module)) is not None and (whole := reference()) is not None:
@@ -59,7 +59,7 @@ def whole_of(model: nn.Module) -> Whole | None:
     return None
 
 
-def graphs_by_layer(whole: Whole) -> list[tuple[Graph, ...]]:
+def graphs_by_layer(whole: LayeredModel) -> list[tuple[Graph, ...]]:
     """For each layer, the graphs that have run with its parameters."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in whole.names}
     for name, tensors in named_as_run(whole.model):
@@ -69,7 +69,7 @@ def graphs_by_layer(whole: Whole) -> list[tuple[Graph, ...]]:
     return [graphs_of(tensors) for tensors in found.values()]
 
 
-def tell_whole(whole: Whole) -> None:
+def tell_whole(whole: LayeredModel) -> None:
     """Its layers have run, in an order in which they have not before."""
     places, report = graphs_by_layer(whole), whole.report
     note_whole_model(whole.model, report, expected(places))

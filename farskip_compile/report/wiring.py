@@ -7,13 +7,13 @@ sub-block reads the stream without the attention of its layer), so they share a 
 
 from __future__ import annotations
 
-from farskip_compile.passes.residual.table import Kind, Table
+from farskip_compile.passes.residual.table import Table, TermKind
 from farskip_compile.passes.rewire.request import Named, is_shortcut, rule
 
 
 def classify_wiring(table: Table) -> str:
     """`standard`, `attention`, `mlp (parallel block)`, `full`, `lag2`, `ladder`, `shortcut MoE`, or `other`."""
-    routed = [row for row in table.rows if row.kind is Kind.ROUTED]
+    routed = [row for row in table.rows if row.kind is TermKind.ROUTED]
     if routed and all(is_shortcut(table, row) for row in routed):
         return "shortcut MoE"
     attention = _share(table, "attention")

@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole
 from farskip_compile.passes.schedule.timeline import run_timeline
 
 NEXT_TO_NOTHING = (0.0, 0.1, 0.3)
@@ -33,11 +33,11 @@ NEXT_TO_NOTHING = (0.0, 0.1, 0.3)
 AHEAD = (0, 1, 2)
 """How many stretches the first half is ahead."""
 
-Order = Sequence[int]
+RowOrder = Sequence[int]
 
 
 def in_two_batches(
-    half: Program, orders: Sequence[Order], shared: Collection[int], sums: Mapping[int, float]
+    half: Program, orders: Sequence[RowOrder], shared: Collection[int], sums: Mapping[int, float]
 ) -> Program:
     """Both halves of a step, of which each does what `half` does.
 
@@ -73,11 +73,11 @@ def one_after_another(half: Program, shared: Collection[int], sums: Mapping[int,
 
 
 def _moved(task: Task, by: int) -> Task:
-    launch = task.launch + by if task.role is Role.WAIT else task.launch
+    launch = task.launch + by if task.role is TaskRole.WAIT else task.launch
     return replace(task, name=f"{task.name}'", needs=tuple(need + by for need in task.needs), launch=launch)
 
 
-def _ways(half: Program, orders: Sequence[Order], both: Program) -> Iterator[tuple[int, ...]]:
+def _ways(half: Program, orders: Sequence[RowOrder], both: Program) -> Iterator[tuple[int, ...]]:
     """Orders of `both`, in each of which the stretches of the halves alternate."""
     count = len(half.tasks)
     sums = range(2 * count, len(both.tasks))
@@ -87,16 +87,16 @@ def _ways(half: Program, orders: Sequence[Order], both: Program) -> Iterator[tup
         yield tuple(_with_sums(both, sums, in_turn(parts, others, ahead)))
 
 
-def stretches(program: Program, order: Order, fraction: float) -> list[list[int]]:  # 1.
+def stretches(program: Program, order: RowOrder, fraction: float) -> list[list[int]]:  # 1.
     """The tasks of `order` up to each launch, and what follows the last one; those that compute less than `fraction` of
     the mean before they launch are a part of the one before."""
     cut: list[list[int]] = [[]]
     for index in order:
         cut[-1].append(index)
-        if program.tasks[index].role is Role.LAUNCH:
+        if program.tasks[index].role is TaskRole.LAUNCH:
             cut.append([])
     *cut, rest = cut
-    compute = [sum(program.tasks[i].seconds for i in part if program.tasks[i].role is Role.COMPUTE) for part in cut]
+    compute = [sum(program.tasks[i].seconds for i in part if program.tasks[i].role is TaskRole.COMPUTE) for part in cut]
     least = fraction * sum(compute) / max(len(cut), 1)
     found: list[list[int]] = []
     for part, seconds in zip(cut, compute, strict=True):
@@ -107,7 +107,7 @@ def stretches(program: Program, order: Order, fraction: float) -> list[list[int]
     return [*found, rest]
 
 
-def in_turn(first: Sequence[Order], second: Sequence[Order], ahead: int) -> list[int]:  # 2.
+def in_turn(first: Sequence[RowOrder], second: Sequence[RowOrder], ahead: int) -> list[int]:  # 2.
     """One stretch of each, again and again, with the first one `ahead` by so many."""
     found: list[int] = []
     for place in range(max(len(first), len(second) + ahead)):
@@ -116,7 +116,7 @@ def in_turn(first: Sequence[Order], second: Sequence[Order], ahead: int) -> list
     return found
 
 
-def _with_sums(both: Program, sums: range, order: Order) -> Iterator[int]:
+def _with_sums(both: Program, sums: range, order: RowOrder) -> Iterator[int]:
     """`order`, with each sum right after the last task that it needs."""
     position = {index: place for place, index in enumerate(order)}
     after: dict[int, list[int]] = {}
@@ -127,7 +127,7 @@ def _with_sums(both: Program, sums: range, order: Order) -> Iterator[int]:
         yield from after.get(index, ())
 
 
-def in_order(program: Program, order: Order) -> Program:
+def in_order(program: Program, order: RowOrder) -> Program:
     """`program` with its tasks in this order."""
     place = {index: at for at, index in enumerate(order)}
     place[-1] = -1  # of no task: the maker of an input, what is not waited for

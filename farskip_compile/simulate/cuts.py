@@ -27,11 +27,11 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.simulate.experts import is_experts
 
 Tensor = torch.Tensor
-Group = torch.distributed.ProcessGroup
+CutGroup = torch.distributed.ProcessGroup
 OUTPUTS, INPUTS = ("colwise", "colwise_gather_output", "colwise_rep"), ("rowwise", "rowwise_rep")
 
 
-def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: Group, *, reduce_blocks: bool) -> None:
+def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: CutGroup, *, reduce_blocks: bool) -> None:
     """Cut the matrices of `model`, in place.
 
     Args:
@@ -96,7 +96,7 @@ def _cut(module: nn.Linear, dim: int, size: int) -> None:
         module.in_features = size
 
 
-def _reduce_output(module: nn.Module, group: Group) -> None:
+def _reduce_output(module: nn.Module, group: CutGroup) -> None:
     """Sum what `module` returns, the first of several values, over the ranks."""
     run: Callable[..., Any] = module.forward
 

@@ -22,7 +22,7 @@ from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.operators import OpCost, op_seconds
 from farskip_compile.passes.graph import effects
 from farskip_compile.passes.schedule.from_graph import GraphProgram, read_program
-from farskip_compile.passes.schedule.program import Program, Role
+from farskip_compile.passes.schedule.program import Program, TaskRole
 from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.simulate.attention import reads_cache
 from farskip_compile.simulate.batches import in_two_batches
@@ -60,7 +60,7 @@ class PhaseProgram:
         if slower == 1.0:
             return self
         tasks = (
-            task if task.role is Role.LAUNCH else replace(task, seconds=task.seconds * slower)
+            task if task.role is TaskRole.LAUNCH else replace(task, seconds=task.seconds * slower)
             for task in self.program.tasks
         )
         sums = {place: seconds * slower for place, seconds in self.sums.items()}

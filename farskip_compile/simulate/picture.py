@@ -12,7 +12,7 @@ from typing import Any
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.extras import need
-from farskip_compile.passes.schedule.program import Role
+from farskip_compile.passes.schedule.program import TaskRole
 from farskip_compile.simulate.results import Prediction
 from farskip_compile.simulate.text import NAMES, heading
 from farskip_compile.text_utils import printable
@@ -60,11 +60,13 @@ def _detail(axes: Any, found: Prediction) -> None:
         for index in phase.order:
             task = phase.program.tasks[index]
             last = phase.timeline.end[index]
-            first = last - task.seconds if task.role is Role.LAUNCH else phase.timeline.start[index]
+            first = last - task.seconds if task.role is TaskRole.LAUNCH else phase.timeline.start[index]
             first, last = max(first, start), min(last, end)
             if last <= first:
                 continue
-            lane, colour = {Role.COMPUTE: (0.42, BUSY), Role.WAIT: (0.42, IDLE), Role.LAUNCH: (0.0, WIRE)}[task.role]
+            lane, colour = {TaskRole.COMPUTE: (0.42, BUSY), TaskRole.WAIT: (0.42, IDLE), TaskRole.LAUNCH: (0.0, WIRE)}[
+                task.role
+            ]
             box = [(1e3 * (first - start), 1e3 * (last - first))]
             axes.broken_barh(box, (1.1 * (1 - place) + lane, 0.36), color=colour, linewidth=0)
         axes.text(-0.01, 1.1 * (1 - place) + 0.39, name, transform=left, ha="right", va="center", fontsize=9)

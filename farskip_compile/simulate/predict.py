@@ -33,7 +33,7 @@ from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.inductor_passes import UNFUSED
 from farskip_compile.passes.rewire.request import Named
-from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.simulate.phases import PhaseProgram, read_phases
 from farskip_compile.simulate.rank_model import RankModel, rank_model
@@ -41,7 +41,7 @@ from farskip_compile.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.simulate.scenario import Scenario
 from farskip_compile.testing.fake_ranks import fake_ranks
 
-LIMITS = Limits(memory_increase=UNFUSED * Limits.memory_increase)
+LIMITS = MemoryLimits(memory_increase=UNFUSED * MemoryLimits.memory_increase)
 """Limits on memory, as the backend sets them for a graph whose kernels are not fused yet."""
 NAMES_CUT: Mapping[Named, str] = {"none": "overlapped", "full": "FarSkip"}
 AFTER_CAPTURE = ("device", "measured", "slower", "interference")

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from farskip_compile.passes.schedule.program import Program, Role
-from farskip_compile.passes.schedule.timeline import Flight, Timeline
+from farskip_compile.passes.schedule.program import Program, TaskRole
+from farskip_compile.passes.schedule.timeline import ScheduledFlight, Timeline
 from farskip_compile.simulate.scenario import Scenario
 
 ORDERS = ("written", "scheduled", "published", "farskip")
@@ -41,7 +41,7 @@ class PhaseResult:
     """Indices of the tasks, as the compute stream gets to them."""
     timeline: Timeline = field(repr=False)
     """When each begins and ends."""
-    flights: tuple[Flight, ...] = field(repr=False)
+    flights: tuple[ScheduledFlight, ...] = field(repr=False)
     """Each collective: launch, wait and what is computed in between."""
 
     def to_json(self) -> dict[str, Any]:
@@ -204,7 +204,7 @@ class ExposedRow:
 def exposed_rows(result: PhaseResult) -> tuple[ExposedRow, ...]:
     """The kinds of collectives of `result`, most exposed first."""
     issued = _issued(result)
-    groups: dict[tuple[str, tuple[str, ...]], list[Flight]] = defaultdict(list)
+    groups: dict[tuple[str, tuple[str, ...]], list[ScheduledFlight]] = defaultdict(list)
     for flight in result.flights:
         kinds = tuple(dict.fromkeys(term[0] for term in flight.terms))
         groups[re.sub(r"(_\d+)?'?$", "", flight.launch), kinds].append(flight)  # ': of the second micro-batch
@@ -227,14 +227,14 @@ def _issued(result: PhaseResult) -> dict[str, float]:
     found, now = {}, 0.0
     for index in result.order:
         task = result.program.tasks[index]
-        if task.role is Role.LAUNCH:
+        if task.role is TaskRole.LAUNCH:
             found[task.name] = now
         else:
             now = result.timeline.end[index]
     return found
 
 
-def _reason(flight: Flight, issued: float) -> str:
+def _reason(flight: ScheduledFlight, issued: float) -> str:
     if flight.start - issued > 0.5 * flight.exposed or flight.compute >= flight.seconds:
         return "waits for its turn"
     return "nothing left to compute" if flight.compute < NEXT_TO_NOTHING * flight.seconds else "too little to compute"

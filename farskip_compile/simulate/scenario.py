@@ -25,12 +25,12 @@ from typing import Any, Literal, get_args
 
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import Reader, read_json, shown
+from farskip_compile.json_files import JsonReader, read_json, shown
 from farskip_compile.passes.rewire.request import Named
 from farskip_compile.text_utils import did_you_mean
 
-Exchange = Literal["all-reduce", "all-to-all", "all-gather"]
-Products = Literal["bfloat16", "float8"]
+ExpertExchange = Literal["all-reduce", "all-to-all", "all-gather"]
+ProductDtype = Literal["bfloat16", "float8"]
 MOST_LAYERS, MOST_EXPERTS, MOST_RANKS = 1000, 65_536, 65_536
 MOST_PIECES = 64
 MOST_NUMBER = 1e32
@@ -99,7 +99,7 @@ def check_configuration(path: Path) -> None:
     way_out = "the config.json of a model of transformers"
     pending: list[tuple[str, Any]] = [("the whole", read_json(path, "configuration", way_out=way_out))]
     if not isinstance(pending[0][1], dict):
-        Reader(str(path), way_out=way_out).refuse("the whole", "a JSON object", pending[0][1])
+        JsonReader(str(path), way_out=way_out).refuse("the whole", "a JSON object", pending[0][1])
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
@@ -107,11 +107,11 @@ def check_configuration(path: Path) -> None:
         elif isinstance(value, list):
             pending += ((key, item) for item in value)
         elif isinstance(value, int | float) and abs(value) > MOST_NUMBER:
-            Reader(str(path), way_out=way_out).refuse(key, f"a number up to {MOST_NUMBER:g}", value)
+            JsonReader(str(path), way_out=way_out).refuse(key, f"a number up to {MOST_NUMBER:g}", value)
 
 
 _TEXT = (resources.files("farskip_compile.simulate") / "architectures.json").read_text(encoding="utf-8")
-KNOWN = tuple(Reader("architectures.json").decode(Architecture, entry) for entry in json.loads(_TEXT))
+KNOWN = tuple(JsonReader("architectures.json").decode(Architecture, entry) for entry in json.loads(_TEXT))
 """The models with a name."""
 
 
@@ -166,7 +166,7 @@ class Scenario:
     """Tokens of each sequence; in decode, tokens in its cache."""
     batch: int = 8
     """Sequences of all ranks together, of one micro-batch."""
-    exchange: Exchange | None = None
+    exchange: ExpertExchange | None = None
     """How tokens get to their experts. `all-reduce`: all ranks hold all tokens, run their own experts, and sum.
     `all-to-all`: dispatch and combine. `all-gather`, of data-parallel attention in engines without an all-to-all: the
     tokens of all ranks are gathered, results reduced and scattered. None: the first where `tp == ep` and nothing is
@@ -179,7 +179,7 @@ class Scenario:
     other's compute."""
     also: tuple[Named, ...] = ()
     """Connectivities to predict beside `full`: `lag2`, `ladder`, `attention`, `mlp`."""
-    products: Products = "bfloat16"
+    products: ProductDtype = "bfloat16"
     """What matrix products compute in. `float8`: as engines serve 8-bit checkpoints; the router in bfloat16."""
     skew: float = 0.0
     """Exponent of Zipf's law by which experts are chosen; 0: equally often."""
@@ -229,7 +229,7 @@ class Scenario:
         return self.model
 
     @property
-    def exchanges(self) -> Exchange:
+    def exchanges(self) -> ExpertExchange:
         """How tokens get to their experts, with the default resolved."""
         return self.exchange or ("all-reduce" if self.tp == self.ep and self.phase != Phase.TRAIN else "all-to-all")
 
@@ -272,7 +272,11 @@ class Scenario:
 
     def _layout_checks(self) -> Iterator[tuple[bool, str, str]]:
         """The same for how the work is distributed; the numbers are in their ranges."""
-        choices = (("phase", tuple(Phase)), ("products", get_args(Products)), ("exchange", (None, *get_args(Exchange))))
+        choices = (
+            ("phase", tuple(Phase)),
+            ("products", get_args(ProductDtype)),
+            ("exchange", (None, *get_args(ExpertExchange))),
+        )
         for name, known in choices:
             value = getattr(self, name)
             yield value not in known, f"{name}={value!r} is unknown", f"one of {', '.join(filter(None, known))}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.passes.schedule.program import Role
+from farskip_compile.passes.schedule.program import TaskRole
 from farskip_compile.simulate.results import Prediction, StepResult
 from farskip_compile.simulate.text import NAMES
 
@@ -50,12 +50,12 @@ def _events(process: int, name: str, step: StepResult) -> Iterator[dict[str, Any
             task, start, end = phase.program.tasks[index], phase.timeline.start[index], phase.timeline.end[index]
             if end - start < SHORTEST:
                 continue
-            lane = lanes.setdefault(task.channel, len(lanes) + 1) if task.role is Role.LAUNCH else 0
+            lane = lanes.setdefault(task.channel, len(lanes) + 1) if task.role is TaskRole.LAUNCH else 0
             yield {
                 "ph": "X",
                 "pid": process,
                 "tid": lane,
-                "name": "wait" if task.role is Role.WAIT else task.name,
+                "name": "wait" if task.role is TaskRole.WAIT else task.name,
                 "cat": str(task.role),
                 "ts": 1e6 * (begin + start),
                 "dur": 1e6 * (end - start),

@@ -31,14 +31,14 @@ from farskip_compile.guard.compiled import UNSEEN
 from farskip_compile.guard.forward import with_parts
 from farskip_compile.guard.report import as_written
 from farskip_compile.report.compile import CompileReport, Outcome
-from farskip_compile.report.expected import Overlap, expected, why_none
+from farskip_compile.report.expected import PhaseOverlap, expected, why_none
 from farskip_compile.report.ran import Graph, graphs_of, without_parameters
-from farskip_compile.report.rows import Rows
-from farskip_compile.report.wholes import Whole, graphs_by_layer, whole_of
+from farskip_compile.report.rows import SubBlockRows
+from farskip_compile.report.wholes import LayeredModel, graphs_by_layer, whole_of
 from farskip_compile.status.record import Answer, How, Status
 from farskip_compile.text_utils import amount
 
-__all__ = ["Answer", "How", "Overlap", "Rows", "Status", "status"]
+__all__ = ["Answer", "How", "PhaseOverlap", "Status", "SubBlockRows", "status"]
 
 YES = (Outcome.REWIRED, Outcome.ALREADY)
 NO_MODEL = (Outcome.NO_STACK, Outcome.FRAGMENT)
@@ -79,7 +79,7 @@ def status(model: nn.Module) -> Status:
     )
 
 
-def _how(model: nn.Module, inner: nn.Module, whole: Whole | None, graphs: Sequence[Graph]) -> How:
+def _how(model: nn.Module, inner: nn.Module, whole: LayeredModel | None, graphs: Sequence[Graph]) -> How:
     if whole is not None:
         return How.LAYERS
     if is_compiled(inner):
@@ -108,7 +108,7 @@ class _Found:
 
 
 def _found(
-    inner: nn.Module, whole: Whole | None, graphs: Sequence[Graph], parameters: Sequence[torch.Tensor]
+    inner: nn.Module, whole: LayeredModel | None, graphs: Sequence[Graph], parameters: Sequence[torch.Tensor]
 ) -> _Found:
     if whole is not None:
         if all(whole.model is not part for part in inner.modules()):

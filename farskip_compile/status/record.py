@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from farskip_compile.report.compile import CompileReport
-from farskip_compile.report.expected import Overlap
-from farskip_compile.report.rows import Rows, in_words
+from farskip_compile.report.expected import PhaseOverlap
+from farskip_compile.report.rows import SubBlockRows, in_words
 from farskip_compile.text_utils import amount
 
 WIDTH = 80
@@ -55,7 +55,7 @@ class Status:
     reports: tuple[CompileReport, ...]
     """Of the graphs with a residual stack that the answer is about, the one that ran last at the end; or the one that
     was put together of its layers."""
-    overlap: tuple[Overlap, ...]
+    overlap: tuple[PhaseOverlap, ...]
     """Expected, for each phase that has run and is scheduled."""
     no_overlap: str
     """Why `overlap` is empty, if it is."""
@@ -79,9 +79,9 @@ class Status:
         return self.answer is Answer.REWIRED
 
     @property
-    def rows(self) -> Rows | None:
+    def rows(self) -> SubBlockRows | None:
         """Sub-blocks that were to change and those that did; None: no graph with a residual stack has run."""
-        return Rows.of(self.reports[-1]) if self.reports else None
+        return SubBlockRows.of(self.reports[-1]) if self.reports else None
 
     @property
     def left_out(self) -> dict[str, tuple[str, ...]]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How two results are compared: bit for bit, or relative to the largest entry.
 
-Contract: `differences` gives one `Difference` for each pair of values that do not agree, with a figure by which the
-worst can be found. Integers and booleans must be equal; infinities and NaN must stand in the same places, whatever the
-tolerance. Bit for bit means equal values (0.0 and -0.0 are), NaN in the same places, and equal types and shapes.
+Contract: `differences` gives one `ValueDifference` for each pair of values that do not agree, with a figure by which
+the worst can be found. Integers and booleans must be equal; infinities and NaN must stand in the same places, whatever
+the tolerance. Bit for bit means equal values (0.0 and -0.0 are), NaN in the same places, and equal types and shapes.
 A gradient that cancels out holds rounding and nothing else, so gradients are measured by all of them together
 (`scale_of_gradients`).
 """
@@ -23,7 +23,7 @@ VANISHING = 1e-3
 
 
 @dataclass(frozen=True)
-class Difference:
+class ValueDifference:
     """Two values under one name that do not agree."""
 
     name: str
@@ -67,36 +67,40 @@ def scale_of_gradients(gradients: Iterable[torch.Tensor]) -> float:
 
 def differences(
     found: Mapping[str, Any], wanted: Mapping[str, Any], tolerance: float | None = None, least_scale: float = 0.0
-) -> list[Difference]:
+) -> list[ValueDifference]:
     """What does not agree of values by name, the worst first: by more than `tolerance`; None: bit for bit."""
     result = []
     for name in {**found, **wanted}:
         if name not in wanted or name not in found:
-            result.append(Difference(name, INFINITE, f"only the {'model' if name in found else 'reference'} has it"))
+            result.append(
+                ValueDifference(name, INFINITE, f"only the {'model' if name in found else 'reference'} has it")
+            )
         elif (difference := _difference(name, found[name], wanted[name], tolerance, least_scale)) is not None:
             result.append(difference)
     return sorted(result, key=lambda one: -one.by)
 
 
-def _difference(name: str, found: Any, wanted: Any, tolerance: float | None, least_scale: float) -> Difference | None:
+def _difference(
+    name: str, found: Any, wanted: Any, tolerance: float | None, least_scale: float
+) -> ValueDifference | None:
     if isinstance(found, float) and isinstance(wanted, float):
         found, wanted = (torch.tensor(value, dtype=torch.float64) for value in (found, wanted))
     if isinstance(found, torch.Tensor) and isinstance(wanted, torch.Tensor):
         return _tensor_difference(name, found, wanted, tolerance, least_scale)
     if type(found) is not type(wanted):
-        return Difference(name, INFINITE, f"{type(found).__name__} against {type(wanted).__name__}")
+        return ValueDifference(name, INFINITE, f"{type(found).__name__} against {type(wanted).__name__}")
     if hasattr(found, "__dict__") or callable(found):
-        return None if found is wanted else Difference(name, INFINITE, f"{type(found).__name__} can't be compared")
-    return None if found == wanted else Difference(name, INFINITE, f"{found!r} against {wanted!r}"[:200])
+        return None if found is wanted else ValueDifference(name, INFINITE, f"{type(found).__name__} can't be compared")
+    return None if found == wanted else ValueDifference(name, INFINITE, f"{found!r} against {wanted!r}"[:200])
 
 
 def _tensor_difference(
     name: str, found: torch.Tensor, wanted: torch.Tensor, tolerance: float | None, least_scale: float
-) -> Difference | None:
+) -> ValueDifference | None:
     found, wanted = local(found), local(wanted)
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         kinds = [f"{str(one.dtype).removeprefix('torch.')} {list(one.shape)}" for one in (found, wanted)]
-        return Difference(name, INFINITE, " against ".join(kinds))
+        return ValueDifference(name, INFINITE, " against ".join(kinds))
     inexact = found.is_floating_point() or found.is_complex()
     a, b = _comparable(found), _comparable(wanted)
     unequal = (a != b) & ~(a.isnan() & b.isnan()) if inexact else a != b
@@ -112,7 +116,7 @@ def _tensor_difference(
         worst = unequal
     place = tuple(int(index) for index in worst.nonzero()[0])
     count = f"{int(unequal.sum())} of {unequal.numel()} entries"
-    return Difference(name, by, f"{count}, at {place} {a[place].item()!r} against {b[place].item()!r}")
+    return ValueDifference(name, by, f"{count}, at {place} {a[place].item()!r} against {b[place].item()!r}")
 
 
 def local(value: torch.Tensor) -> torch.Tensor:

@@ -20,13 +20,13 @@ from farskip_compile.guard.activity import original_on_purpose
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.testing.comparing import differences, scale_of_gradients
 from farskip_compile.testing.failure import failure, refusals_fail, some
-from farskip_compile.testing.running import Run, named_buffers, named_parameters, run
+from farskip_compile.testing.running import ModelRun, named_buffers, named_parameters, run
 
 MOST_SHOWN = 3
 """Of outputs and writes, and of gradients."""
 
 T = TypeVar("T", bound=torch.Tensor)
-Pairs = dict[str, tuple[T, T]]
+PairedTensors = dict[str, tuple[T, T]]
 """What belongs to both models, by the name that it has in the first one."""
 
 
@@ -96,7 +96,7 @@ def assert_unchanged(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Co
     try:
         none = backend(connectivity="none", inner="eager", on_report=reports.append)
         compiled = compiled_with(model, none)
-        parameters: Pairs[torch.Tensor] = {name: (one, one) for name, one in named_parameters(model).items()}
+        parameters: PairedTensors[torch.Tensor] = {name: (one, one) for name, one in named_parameters(model).items()}
         buffers = {name: (one, one) for name, one in named_buffers(model).items()}
         modules = [model] if isinstance(model, nn.Module) else []
         _run_and_compare((compiled, original), args, kwargs, parameters, buffers, None, modules)
@@ -117,12 +117,12 @@ def _run_and_compare(
     functions: tuple[Callable[..., Any], Callable[..., Any]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    parameters: Pairs[torch.Tensor],
-    buffers: Pairs[torch.Tensor],
+    parameters: PairedTensors[torch.Tensor],
+    buffers: PairedTensors[torch.Tensor],
     tolerance: float | None,
     modules: list[nn.Module],
 ) -> None:
-    runs: list[Run] = []
+    runs: list[ModelRun] = []
     for place, function in enumerate(functions):
         mine = {name: pair[place] for name, pair in parameters.items()}
         written = {name: pair[place] for name, pair in buffers.items()}

@@ -16,7 +16,7 @@ Rules (arXiv 2511.11505, section 3; x_k is the stream before layer k, a attentio
 
 from __future__ import annotations
 
-from farskip_compile.passes.residual.table import Kind, SubBlock
+from farskip_compile.passes.residual.table import SubBlock, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.report.compile import CompileReport
@@ -69,7 +69,7 @@ def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> di
         )
     if connectivity == "none":
         return {}
-    routed = [row for row in report.rows if row.kind is Kind.ROUTED]
+    routed = [row for row in report.rows if row.kind is TermKind.ROUTED]
     if not routed and connectivity != "ladder":
         raise failure(
             "no sub-block of the model has routed experts, so that there is nothing to rewire for",
@@ -83,7 +83,7 @@ def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> di
     for row in report.rows:
         for index in row.terms:
             (mixed if row.kind.mixes_tokens else after_mixer).setdefault(row.layer, set()).add(index)
-            if report.table.terms[index].kind is Kind.ROUTED:
+            if report.table.terms[index].kind is TermKind.ROUTED:
                 from_experts.setdefault(row.layer, set()).add(index)
     late = after_mixer if connectivity == "ladder" else from_experts
     gone = {}
@@ -93,7 +93,7 @@ def _by_name(report: CompileReport, connectivity: str, layers: LayerRange) -> di
         if row.kind.mixes_tokens and connectivity != "mlp":
             gone[row.name] = TermSet.of(late.get(row.layer - 1, ()))
         elif not row.kind.mixes_tokens and connectivity != "attention":
-            lags = connectivity == "lag2" and row.kind is Kind.ROUTED
+            lags = connectivity == "lag2" and row.kind is TermKind.ROUTED
             lagging = from_experts.get(row.layer - 1, ()) if lags else ()
             gone[row.name] = TermSet.of({*mixed.get(row.layer, ()), *lagging})
     return gone
@@ -118,4 +118,4 @@ def _skipped(row: SubBlock) -> list[int]:
 def _is_shortcut(report: CompileReport, row: SubBlock) -> bool:
     """It stands beside a whole layer, an attention and a dense block, both of which it does not read."""
     kinds = {report.table.terms[index].kind for index in _skipped(row)}
-    return Kind.DENSE in kinds and any(kind.mixes_tokens for kind in kinds)
+    return TermKind.DENSE in kinds and any(kind.mixes_tokens for kind in kinds)

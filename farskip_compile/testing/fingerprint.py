@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all ranks of a model must have in common, as lines of text that can be compared and shown.
 
-Contract: from a capture to a `Fingerprint`. Left out is what ranks may differ in: numbers (a rank's own slice, its
-share of the tokens, the sizes that follow from it), names of process groups and indices of devices. What is left is
+Contract: from a capture to a `CompileFingerprint`. Left out is what ranks may differ in: numbers (a rank's own slice,
+its share of the tokens, the sizes that follow from it), names of process groups and indices of devices. What is left is
 which operator gets what from where, the types of values, the table, the collectives and the configuration.
 """
 
@@ -32,7 +32,7 @@ NUMBER = "#"
 
 
 @dataclass(frozen=True)
-class Order:
+class GroupOrder:
     """The collectives of one process group."""
 
     ranks: tuple[int, ...]
@@ -41,13 +41,13 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class CompileFingerprint:
     """Everything that is compared."""
 
     report: CompileReport
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Lines by subject."""
-    orders: dict[str, Order] = field(default_factory=dict)
+    orders: dict[str, GroupOrder] = field(default_factory=dict)
     """By name of the process group."""
 
     def digests(self) -> dict[str, str]:
@@ -55,7 +55,7 @@ class Fingerprint:
         return {name: hashlib.sha256("\n".join(lines).encode()).hexdigest() for name, lines in self.parts.items()}
 
 
-def fingerprint(found: Capture) -> Fingerprint:
+def fingerprint(found: Capture) -> CompileFingerprint:
     """The fingerprint of a captured model on this rank."""
     packages = {"farskip-compile": source_hash()[:12], "torch": torch.__version__, "python": platform.python_version()}
     parts = {
@@ -64,7 +64,7 @@ def fingerprint(found: Capture) -> Fingerprint:
         "table": _table(found.report.table),
         "graph": _lines(found.module, _Groups()),
     }
-    return Fingerprint(found.report, {name: tuple(part) for name, part in parts.items()}, _orders(found.module))
+    return CompileFingerprint(found.report, {name: tuple(part) for name, part in parts.items()}, _orders(found.module))
 
 
 def _configuration(config: dict[str, Any]) -> Iterator[str]:
@@ -127,13 +127,13 @@ def _text(value: Any, index: dict[fx.Node, int], groups: _Groups, group: str | N
     return str(value) if isinstance(value, torch.dtype | torch.layout | torch.memory_format) else type(value).__name__
 
 
-def _orders(module: fx.GraphModule) -> dict[str, Order]:
+def _orders(module: fx.GraphModule) -> dict[str, GroupOrder]:
     """The launches of each process group, in the order of the graph; those in bodies of operators after the others."""
     found: dict[str, list[str]] = {}
     for graph in _graphs(module):
         for group, launches in collective_orders(graph).items():
             found.setdefault(group, []).extend(launches)
-    return {group: Order(tuple(group_ranks(group)), tuple(names)) for group, names in found.items()}
+    return {group: GroupOrder(tuple(group_ranks(group)), tuple(names)) for group, names in found.items()}
 
 
 def _graphs(module: fx.GraphModule) -> Iterator[fx.Graph]:

@@ -29,8 +29,8 @@ from farskip_compile.capture import Capture
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 from farskip_compile.explain.overlappable import independent
-from farskip_compile.passes.residual.table import Kind, Table
-from farskip_compile.passes.schedule.timeline import Flight
+from farskip_compile.passes.residual.table import Table, TermKind
+from farskip_compile.passes.schedule.timeline import ScheduledFlight
 from farskip_compile.ranks.announce import Announcement, announcement
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.report.schedule import ScheduleReport
@@ -77,7 +77,7 @@ def assert_overlappable(
         )
     train = _trains(model) if backward is None else backward
     found, schedules = _compile(model, args, kwargs, config or FarSkipConfig(), train)
-    routed = {term.name for term in found.report.table.terms if term.kind is Kind.ROUTED}
+    routed = {term.name for term in found.report.table.terms if term.kind is TermKind.ROUTED}
     for phase in ("forward", "backward") if train else ("inference",):
         schedule = next((one for one in schedules if one.phase == phase), None)
         _assert_phase(found.report, routed, phase, schedule, at_least, ends)
@@ -159,14 +159,16 @@ def _assert_phase(
     )
 
 
-def _end(report: CompileReport, flights: Sequence[Flight], phase: str) -> Flight | None:
+def _end(report: CompileReport, flights: Sequence[ScheduledFlight], phase: str) -> ScheduledFlight | None:
     """Of the collectives of the last MoE the last one, in the backward graph the first one."""
-    last = [term.name for term in report.table.terms if term.kind is Kind.ROUTED][-1]
+    last = [term.name for term in report.table.terms if term.kind is TermKind.ROUTED][-1]
     of_last = [flight for flight in flights if last in flight.terms]
     return of_last[0 if phase == "backward" else -1] if of_last else None
 
 
-def _table(flights: Sequence[Flight], short: Sequence[Flight], of_experts: Sequence[Flight]) -> str:
+def _table(
+    flights: Sequence[ScheduledFlight], short: Sequence[ScheduledFlight], of_experts: Sequence[ScheduledFlight]
+) -> str:
     lines = [f"  {'launch':<16}{'of':<14}{'on the wire':>13}{'compute':>13}{'exposed':>13}"]
     first = max(0, min(flights.index(short[0]) - 2, len(flights) - MOST_SHOWN))
     for flight in flights[first : first + MOST_SHOWN]:
@@ -179,8 +181,8 @@ def _table(flights: Sequence[Flight], short: Sequence[Flight], of_experts: Seque
     return "\n".join(lines)
 
 
-def _beside(table: Table, short: Sequence[Flight]) -> list[str]:
+def _beside(table: Table, short: Sequence[ScheduledFlight]) -> list[str]:
     """What connectivity alone would let run beside the rows in question."""
     names = {name for flight in short for name in flight.terms}
-    rows = [row for row in table.rows if row.kind is Kind.ROUTED and names.intersection(table.names(row.terms))]
+    rows = [row for row in table.rows if row.kind is TermKind.ROUTED and names.intersection(table.names(row.terms))]
     return [f"{row.name} can run beside {', '.join(independent(table, row)) or 'nothing'}" for row in rows[:4]]

@@ -20,7 +20,7 @@ from farskip_compile._compat.distributed import SILENT_BACKENDS, world_group
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.failure import captured, failure, some
-from farskip_compile.testing.fingerprint import Fingerprint, Order, fingerprint
+from farskip_compile.testing.fingerprint import CompileFingerprint, GroupOrder, fingerprint
 
 MOST_KINDS = 3
 """Of ranks that differ from each other, so many are shown."""
@@ -56,7 +56,7 @@ def assert_same_on_all_ranks(
             "nothing",
             way_out="torchrun --nproc-per-node 2, and init_process_group with gloo or nccl",
         )
-    mine: Fingerprint | None = None
+    mine: CompileFingerprint | None = None
     refusal: AssertionError | None = None
     try:
         mine = fingerprint(captured(model, args, kwargs, config or FarSkipConfig(inner="eager")))
@@ -93,10 +93,10 @@ def _kinds(digests: Sequence[Mapping[str, str]]) -> list[list[int]]:
     return sorted(kinds.values(), key=lambda members: (-len(members), members[0]))
 
 
-def _first_order_apart(ranks: Sequence[int], orders: Sequence[Mapping[str, Order]]) -> tuple[str, int, int] | None:
+def _first_order_apart(ranks: Sequence[int], orders: Sequence[Mapping[str, GroupOrder]]) -> tuple[str, int, int] | None:
     """A process group and the places of two ranks of it that would launch different collectives on it."""
     groups = {name: order.ranks for one in orders for name, order in one.items()}
-    nothing = Order((), ())
+    nothing = GroupOrder((), ())
     for name in sorted(groups):
         members = [place for place, rank in enumerate(ranks) if rank in groups[name]]
         for place in members[1:]:
@@ -115,7 +115,7 @@ def _differ(
     ranks: Sequence[int],
     digests: Sequence[Mapping[str, str]],
     kinds: Sequence[Sequence[int]],
-    prints: Mapping[int, Fingerprint],
+    prints: Mapping[int, CompileFingerprint],
     apart: tuple[str, int, int] | None,
 ) -> AssertionError:
     most, *others = (members[0] for members in kinds)
@@ -133,7 +133,7 @@ def _differ(
         subjects.append("order of collectives")
         parts.append(f"ranks {ranks[one]} and {ranks[other]} launch different collectives on process group {name!r}")
         if one in prints and other in prints:
-            orders = [prints[place].orders.get(name, Order((), ())).launches for place in (one, other)]
+            orders = [prints[place].orders.get(name, GroupOrder((), ())).launches for place in (one, other)]
             parts.append(_first_difference("launches", ranks[one], orders[0], ranks[other], orders[1]))
     return failure(
         f"{len(ranks)} ranks do not compile the same: they differ in {' and '.join(subjects)}",
@@ -151,7 +151,7 @@ def _first_difference(name: str, one: int, mine: Sequence[str], other: int, thei
     return "\n".join(lines)
 
 
-def _drawn(one: Fingerprint, other: Fingerprint, rank: int) -> str:
+def _drawn(one: CompileFingerprint, other: CompileFingerprint, rank: int) -> str:
     """The table of the other rank, in which the cells are marked that differ from the one of most ranks."""
     table, theirs = one.report.table, other.report.table
     expected, reads = ({row.name: row.reads for row in found.rows} for found in (table, theirs))

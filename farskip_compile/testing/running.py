@@ -28,7 +28,7 @@ PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device,
 
 
 @dataclass(frozen=True)
-class Run:
+class ModelRun:
     """What one call of a model has computed."""
 
     values: Mapping[str, Any]
@@ -46,7 +46,7 @@ def run(
     parameters: Mapping[str, torch.Tensor],
     buffers: Mapping[str, torch.Tensor],
     modules: Sequence[nn.Module],
-) -> Run:
+) -> ModelRun:
     """Call `function` with copies of its inputs.
 
     Args:
@@ -74,7 +74,7 @@ def run(
             f"parameter {name} afterwards": one for name, one in parameters.items() if not _same(one, before[name])
         }
         values = {n: local(leaf).clone() if isinstance(leaf, torch.Tensor) else leaf for n, leaf in found.items()}
-    return Run(values, gradients, frozenset(with_gradient))
+    return ModelRun(values, gradients, frozenset(with_gradient))
 
 
 def leaves(value: Any, name: str, above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 """Held-out text that is in the training text, too: a model that has seen it is judged too well.
 
 In:    the training text and the held-out text, as `TextBatches` of one tokenizer.
-Out:   `Overlap`: how many held-out documents are training documents, and how many held-out sequences share a run of
+Out:   `TextOverlap`: how many held-out documents are training documents, and how many held-out sequences share a run of
        tokens with the training text; `check` refuses what is above a limit.
 Never: holds the training text in memory, or looks at it twice.
 
@@ -52,7 +52,7 @@ BASE = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
-class Overlap:
+class TextOverlap:
     """What held-out text and training text have in common."""
 
     run: int
@@ -88,7 +88,7 @@ class Overlap:
             raise ConfigError(f"{self}; the limit is {limit:.1%}, and no document. {self.example}", way_out=WAY_OUT)
 
 
-def find_overlap(train: TextBatches, held_out: TextBatches, tokenizer: Any, *, run: int = RUN) -> Overlap:
+def find_overlap(train: TextBatches, held_out: TextBatches, tokenizer: Any, *, run: int = RUN) -> TextOverlap:
     """What the sequences of `held_out` that are used have in common with all of the training text.
 
     Args:
@@ -121,7 +121,7 @@ def find_overlap(train: TextBatches, held_out: TextBatches, tokenizer: Any, *, r
     of_sequence = shared.reshape(-1, length)[held_out.used]
     unshared = (held.is_target & ~shared).reshape(-1, length)[held_out.used]
     any_shared: NDArray[np.bool_] = np.any(of_sequence, 1)
-    return Overlap(
+    return TextOverlap(
         run=run,
         documents=len(twins),
         duplicates=int(twins.sum()),

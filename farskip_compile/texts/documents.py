@@ -2,8 +2,8 @@
 """Documents of local files: plain text, and JSON Lines of text, of prompts with completions, or of conversations.
 
 In:    files in UTF-8; which format they have, or None: by the suffix.
-Out:   `Source`: what the files hold, without having read them; `rows(source)`: its documents, one at a time, each with
-       its file, line and a hash of its content.
+Out:   `TextSource`: what the files hold, without having read them; `rows(source)`: its documents, one at a time, each
+       with its file, line and a hash of its content.
 Never: guesses: a line of another kind than the first, a key that is missing, or text that is not UTF-8 is an error that
        names file and line. Tokenizes; opens anything but local files.
 
@@ -31,26 +31,26 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.reading import parse_json
 
 Format = Literal["text", "jsonl", "chat"]
-Kind = Literal["plain", "text", "pairs", "chat"]
-Part = Literal["train", "held_out"]
+DocumentKind = Literal["plain", "text", "pairs", "chat"]
+TextUse = Literal["train", "held_out"]
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 FORMS = 'one JSON object a line: {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [...]}'
-KEYS: dict[str, Kind] = {"prompt": "pairs", "completion": "pairs", "messages": "chat"}
+KEYS: dict[str, DocumentKind] = {"prompt": "pairs", "completion": "pairs", "messages": "chat"}
 MESSAGES = '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}'
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """Files of one kind, and which of their documents are meant."""
 
     files: tuple[str, ...]
     stamps: tuple[tuple[int, ...], ...]
     """Of each file: size and time of its last change; what is cached for others is not used."""
-    kind: Kind
+    kind: DocumentKind
     text_field: str = "text"
     held_out_fraction: float | None = None
-    part: Part = "train"
+    part: TextUse = "train"
     """Which side of the split; only read together with a fraction."""
 
 
@@ -59,8 +59,8 @@ def read_source(
     format: Format | None = None,
     text_field: str | None = None,
     held_out_fraction: float | None = None,
-    part: Part = "train",
-) -> Source:
+    part: TextUse = "train",
+) -> TextSource:
     """What `files` hold.
 
     Args:
@@ -86,7 +86,7 @@ def read_source(
                 way_out="files of one format; or format = ..., if the suffix is wrong",
             )
         format = "jsonl" if lines else "text"
-    kind: Kind = "plain"
+    kind: DocumentKind = "plain"
     if format == "chat":
         kind = "chat"
     elif format == "jsonl":
@@ -95,10 +95,10 @@ def read_source(
         raise ConfigError(f"text_field={text_field!r}, and the files hold {_words(kind)}", way_out='format = "jsonl"')
     stamps = tuple((stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in paths))
     names = tuple(map(str, paths))
-    return Source(names, stamps, kind, text_field if text_field is not None else "text", held_out_fraction, part)
+    return TextSource(names, stamps, kind, text_field if text_field is not None else "text", held_out_fraction, part)
 
 
-def rows(source: Source, version: str = "") -> Iterator[dict[str, Any]]:
+def rows(source: TextSource, version: str = "") -> Iterator[dict[str, Any]]:
     """The documents, in order: `content` (the text; of other kinds, the JSON of what is used), `digest` (of it),
     `file` and `line` (from 1; 0 of a plain file). `version` is for caches.
 
@@ -128,7 +128,7 @@ def place(file: str, line: int) -> str:
     return f"{file}, line {line}" if line else file
 
 
-def _contents(path: Path, source: Source) -> Iterator[tuple[int, str]]:
+def _contents(path: Path, source: TextSource) -> Iterator[tuple[int, str]]:
     if source.kind == "plain":
         try:
             yield 0, path.read_bytes().decode()
@@ -157,15 +157,15 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, found
 
 
-def _kind_of_first(paths: Sequence[Path]) -> Kind:
+def _kind_of_first(paths: Sequence[Path]) -> DocumentKind:
     for path in paths:
         for line, found in _objects(path):
             return _kind(found, place(str(path), line), "text")
     raise ConfigError(f"{paths[0]} has no line", way_out=FORMS)
 
 
-def _kind(found: dict[str, Any], where: str, text_field: str) -> Kind:
-    keys: dict[str, Kind] = {text_field: "text", **KEYS}
+def _kind(found: dict[str, Any], where: str, text_field: str) -> DocumentKind:
+    keys: dict[str, DocumentKind] = {text_field: "text", **KEYS}
     kinds = {keys[key]: key for key in found if key in keys}
     if not kinds:
         raise ConfigError(
@@ -180,7 +180,7 @@ def _kind(found: dict[str, Any], where: str, text_field: str) -> Kind:
     return next(iter(kinds))
 
 
-def _content(found: dict[str, Any], source: Source, where: str) -> str:
+def _content(found: dict[str, Any], source: TextSource, where: str) -> str:
     """What is used of a line: the text, or JSON."""
     wanted = {"text": [source.text_field], "pairs": ["prompt", "completion"], "chat": ["messages"]}[source.kind]
     if missing := [key for key in wanted if key not in found]:
@@ -218,5 +218,5 @@ def _check_messages(messages: Any, where: str) -> None:
             raise ConfigError(f"{where}: the content of message {number} is not a string", way_out=MESSAGES)
 
 
-def _words(kind: Kind) -> str:
+def _words(kind: DocumentKind) -> str:
     return {"plain": "plain text", "text": "text", "pairs": "prompts with completions", "chat": "conversations"}[kind]

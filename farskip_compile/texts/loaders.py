@@ -40,7 +40,7 @@ from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.extras import need
 from farskip_compile.text_utils import amount
 from farskip_compile.texts import chat, documents, text_bytes
-from farskip_compile.texts.documents import Format, Kind, Part, Source, place, read_source, rows
+from farskip_compile.texts.documents import DocumentKind, Format, TextSource, TextUse, place, read_source, rows
 
 LossOn = Literal["all", "assistant"]
 
@@ -116,7 +116,7 @@ def text_batches(
     text_field: str | None = None,
     loss_on: LossOn | None = None,
     held_out_fraction: float | None = None,
-    part: Part = "train",
+    part: TextUse = "train",
     count_bytes: bool = False,
 ) -> TextBatches:
     """Batches of token ids [batch_size, sequence_length]; with a mask, mappings of `input_ids` and `labels`.
@@ -176,7 +176,7 @@ def token_chunks(tokens: Any, column: str = "input_ids") -> Iterator[NDArray[Any
         yield batch[column].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
-def _tokens(source: Source, tokenizer: Any, loss_on: LossOn, count_bytes: bool) -> Any:
+def _tokens(source: TextSource, tokenizer: Any, loss_on: LossOn, count_bytes: bool) -> Any:
     """The documents as a `datasets.Dataset` of tokens."""
     from datasets import Features, Sequence, Value
 
@@ -202,7 +202,7 @@ def _tokens(source: Source, tokenizer: Any, loss_on: LossOn, count_bytes: bool) 
 
 
 def _tokenize(
-    tokenizer: Any, found: dict[str, list[Any]], *, kind: Kind, loss_on: LossOn, count_bytes: bool, code: str
+    tokenizer: Any, found: dict[str, list[Any]], *, kind: DocumentKind, loss_on: LossOn, count_bytes: bool, code: str
 ) -> dict[str, list[Any]]:
     """Columns of `_tokens`. `code` is for the cache."""
     contents, end = found["content"], getattr(tokenizer, "eos_token_id", None)

@@ -35,7 +35,7 @@ class Kept:
 
 
 @dataclass
-class Before:
+class ScheduleSnapshot:
     """What scheduling must keep of a graph."""
 
     kept: dict[str, Kept] = field(default_factory=dict)
@@ -98,9 +98,9 @@ Memories = Callable[[Iterable[fx.Node]], set[int]]
 """The memory of some nodes."""
 
 
-def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> Before:
+def remember(graph: fx.Graph, in_place: InPlace = lambda node: ()) -> ScheduleSnapshot:
     """Record what scheduling must keep of `graph`, a post-grad graph in the order in which it came."""
-    before = Before()
+    before = ScheduleSnapshot()
     nodes = list(graph.nodes)
     calls = _calls(nodes)
     before.kept = {node.name: Kept(node, node.target, node.args, node.kwargs) for node in nodes}
@@ -151,7 +151,7 @@ def _first_result(product: fx.Node) -> fx.Node | None:
     return next((read[key] for key in sorted(read) if ops.tensor(read[key]) is not None), None)
 
 
-def _keep_collectives(before: Before, calls: Calls) -> dict[fx.Node, str]:
+def _keep_collectives(before: ScheduleSnapshot, calls: Calls) -> dict[fx.Node, str]:
     """Laws 1, 5 and 6: launches and waits; returns the results of launches, also one of many, with their launch."""
     made: dict[fx.Node, str] = {}
     first: dict[fx.Node, fx.Node] = {}
@@ -171,7 +171,7 @@ def _keep_collectives(before: Before, calls: Calls) -> dict[fx.Node, str]:
     return made
 
 
-def _keep_late_readers(before: Before, nodes: Sequence[fx.Node], made: Mapping[fx.Node, str]) -> None:
+def _keep_late_readers(before: ScheduleSnapshot, nodes: Sequence[fx.Node], made: Mapping[fx.Node, str]) -> None:
     """Law 2, for what reads the result of a launch."""
     place = {node.name: index for index, node in enumerate(nodes)}
     for result, launch in made.items():
@@ -181,7 +181,7 @@ def _keep_late_readers(before: Before, nodes: Sequence[fx.Node], made: Mapping[f
                 before.past_wait.extend((user.name, wait) for wait in earlier)
 
 
-def _memories(before: Before) -> Memories:
+def _memories(before: ScheduleSnapshot) -> Memories:
     # what a superfluous wait returns is what the first one returns
     same = {
         effects.storage(before.kept[name].node): effects.storage(before.kept[known].node)
@@ -195,7 +195,7 @@ def _memories(before: Before) -> Memories:
     return memories
 
 
-def _keep_flights(before: Before, made: Mapping[fx.Node, str], memories: Memories) -> None:
+def _keep_flights(before: ScheduleSnapshot, made: Mapping[fx.Node, str], memories: Memories) -> None:
     """Laws 3 and 4: what launches have in flight."""
     flying: dict[str, set[int]] = {}
     for result, launch in made.items():
@@ -205,7 +205,7 @@ def _keep_flights(before: Before, made: Mapping[fx.Node, str], memories: Memorie
 
 
 def _keep_writers(
-    before: Before, calls: Calls, in_place: InPlace, memories: Memories, written: Mapping[str, set[int]]
+    before: ScheduleSnapshot, calls: Calls, in_place: InPlace, memories: Memories, written: Mapping[str, set[int]]
 ) -> None:
     """Law 4: what may write to memory, and what is in flight there."""
     could_write = {node.name: memories(found) for node, _ in calls if (found := in_place(node))}
@@ -216,7 +216,7 @@ def _keep_writers(
 
 
 def _keep_accesses(
-    before: Before, nodes: Sequence[fx.Node], memories: Memories, written: Mapping[str, set[int]]
+    before: ScheduleSnapshot, nodes: Sequence[fx.Node], memories: Memories, written: Mapping[str, set[int]]
 ) -> None:
     """Law 3: who uses memory that is written. A wait uses what its launch has in flight."""
     concerned: set[int] = set().union(*written.values())

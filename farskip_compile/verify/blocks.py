@@ -39,7 +39,7 @@ READS = frozenset(["item", "_local_scalar_dense", "getitem", "select", "stack", 
 ROUNDS = 2
 MOST = 4
 """Fewer rows than that travel in a block."""
-Ranks = list[Any]
+ValueByRank = list[Any]
 """A value on each rank."""
 
 
@@ -93,8 +93,8 @@ class _Simulated:
         self.kept = set(new).intersection(old)
         self.numbers = {str(value): node for node in old.values() if isinstance(value := ops.fake(node), torch.SymInt)}
         self.draw = torch.Generator().manual_seed(seed)
-        self.values: dict[fx.Node, Ranks] = {}
-        self.by_name: dict[str, Ranks] = {}
+        self.values: dict[fx.Node, ValueByRank] = {}
+        self.by_name: dict[str, ValueByRank] = {}
         """Of nodes that are in both graphs, or only in the old one."""
         self.labels = 1  # zeros are no rows
         self.ranks = 0
@@ -108,12 +108,12 @@ class _Simulated:
                 if not (one.shape == other.shape and torch.equal(one, other)):
                     raise _error(node, f"it does not bring the rows of {name!r}")
 
-    def _old(self, node: fx.Node) -> Ranks:
+    def _old(self, node: fx.Node) -> ValueByRank:
         if node.name not in self.by_name:
             self.by_name[node.name] = self._leaf(node) if self._is_leaf(node) else self._run(node, self._old)
         return self.by_name[node.name]
 
-    def _new(self, node: fx.Node) -> Ranks:
+    def _new(self, node: fx.Node) -> ValueByRank:
         if node.name in self.old:
             return self._old(self.old[node.name])
         if node not in self.values:
@@ -127,7 +127,7 @@ class _Simulated:
         counts = ops.op_name(node) in READS or comms.is_all_to_all(node) or comms.is_wait(node)
         return ops.is_floating(node) or not counts
 
-    def _leaf(self, node: fx.Node) -> Ranks:
+    def _leaf(self, node: fx.Node) -> ValueByRank:
         value = ops.tensor(node)
         if value is None:
             raise _error(node, "it decides on rows, and it is not known how")
@@ -142,7 +142,7 @@ class _Simulated:
             self.labels += count
         return made
 
-    def _places(self, node: fx.Node) -> Ranks | None:
+    def _places(self, node: fx.Node) -> ValueByRank | None:
         """If rows are put where it says: each somewhere else."""
         for user in node.users:
             if ops.op_name(user) == "index_copy" and user.name not in self.kept and user.args[2] is node:
@@ -171,7 +171,7 @@ class _Simulated:
             raise _error(node, "it is not known how many rows it has")
         return self._old(number)
 
-    def _run(self, node: fx.Node, value_of: Callable[[fx.Node], Ranks]) -> Ranks:
+    def _run(self, node: fx.Node, value_of: Callable[[fx.Node], ValueByRank]) -> ValueByRank:
         given = node.args, node.kwargs
         args = [fx.map_arg(given, lambda arg, rank=rank: value_of(arg)[rank]) for rank in range(self.ranks)]  # type: ignore[misc]
         try:
@@ -196,10 +196,10 @@ def _check_form(node: fx.Node, old: fx.Node) -> None:
         raise _error(node, f"its rows are not like those of {old.name!r}")
 
 
-def _exchange(args: Sequence[Sequence[Any]]) -> Ranks:
+def _exchange(args: Sequence[Sequence[Any]]) -> ValueByRank:
     """An all-to-all; for each rank the tensor, how many rows it gets from each rank, and how many it sends."""
     sent = [tensor.split(list(leaving)) for tensor, _, leaving, *_ in args]
-    got: Ranks = []
+    got: ValueByRank = []
     for rank, (_, arriving, *_) in enumerate(args):
         parts = [sent[source][rank] for source in range(len(args))]
         if [len(part) for part in parts] != list(arriving):

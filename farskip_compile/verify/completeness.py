@@ -23,7 +23,7 @@ from farskip_compile.errors import FarSkipError, NotASumError, PartialModelError
 from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
-from farskip_compile.passes.residual.table import Kind
+from farskip_compile.passes.residual.table import TermKind
 from farskip_compile.text_utils import amount
 from farskip_compile.verify.account.ends import open_beginning, open_end
 from farskip_compile.verify.account.fragment import another_form
@@ -112,7 +112,7 @@ class _Ends:
         if self.reading is None:
             return []
         terms, stream = self.reading.table.terms, self.reading.stream
-        first = next((term.index for term in terms if term.kind is not Kind.EMBEDDING), len(terms))
+        first = next((term.index for term in terms if term.kind is not TermKind.EMBEDDING), len(terms))
         bases = [value for value, held in stream.values.items() if held.newest < first]
         return open_beginning(self.module.graph, [*stream.leaves[:first], *bases])
 

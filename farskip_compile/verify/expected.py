@@ -22,7 +22,7 @@ from torch import fx
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.verify.steps import Steps
+from farskip_compile.verify.steps import NumberedGraph
 from farskip_compile.verify.values import read_steps
 
 
@@ -30,7 +30,7 @@ from farskip_compile.verify.values import read_steps
 class Wiring:
     """A graph as steps, and which of them read the residual stream for which sub-block. Nodes by place."""
 
-    program: Steps
+    program: NumberedGraph
     place_of: Mapping[str, int]
     """By name of a node."""
     owner: Mapping[int, str]
@@ -66,7 +66,7 @@ def read_wiring(reading: Reading) -> Wiring:
     )
 
 
-def _between(program: Steps, sums: Set[int], owned: Set[int]) -> Set[int]:
+def _between(program: NumberedGraph, sums: Set[int], owned: Set[int]) -> Set[int]:
     """Find the nodes that depend on one of `sums`, lead to another, and are not `owned`."""
     behind: set[int] = set()
     for place, step in enumerate(program.steps):

@@ -15,7 +15,7 @@ from farskip_compile.errors import AsyncCollectiveError, PartialModelError, Wher
 
 
 @dataclass(frozen=True)
-class Known:
+class GraphBreakHint:
     """A place at which Dynamo gives up."""
 
     path: str
@@ -25,32 +25,32 @@ class Known:
 
 
 PLACES = (
-    Known(
+    GraphBreakHint(
         "torch/distributed/fsdp/",
         "FSDP gathers the parameters of each sharded layer in hooks that Dynamo does not trace, so every such layer is "
         "a graph of its own",
         "shard the root module only, fully_shard(model) without a call on its layers; or shard by a parametrization "
         "that gathers DTensor parameters inside the graph (docs/parallel.md)",
     ),
-    Known(
+    GraphBreakHint(
         "peft/utils/integrations",
         "PEFT's DoRA asks for the name of a parameter's class in each call, which Dynamo does not trace",
         "train plain LoRA (use_dora=False); or model.merge_and_unload(), and compile what it returns",
     ),
-    Known(
+    GraphBreakHint(
         "deepspeed/runtime/zero",
         "DeepSpeed's ZeRO-3 gathers the parameters of each module in hooks that Dynamo does not trace, so every such "
         "module is a graph of its own",
         "ZeRO-1 or ZeRO-2, or FSDP2 layer by layer (docs/layers.md); and torch.compiler.reset() before compiling again",
     ),
-    Known(
+    GraphBreakHint(
         "accelerate/hooks",
         "accelerate's hooks move parameters and inputs of each layer (`device_map` over several devices, offload to "
         "cpu or disk), and Dynamo does not trace them, so every such layer is several graphs",
         'load the model onto one device, device_map={"": device}; or spread it with tensor or expert parallelism '
         "(docs/parallel.md), FSDP2 layer by layer (docs/layers.md); and torch.compiler.reset() before compiling again",
     ),
-    Known(
+    GraphBreakHint(
         "transformers/distributed/expert_parallel",
         "the all-to-all expert parallelism of transformers branches on how many tokens a rank got, which no graph can",
         "farskip_compile.prepare(model) replaces it; or register_expert_parallel() of farskip_compile.prepare and "

@@ -21,17 +21,17 @@ from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.declared import Declared
 
-Call = tuple[str, object, tuple[object, ...], dict[str, object]]
+HeldCall = tuple[str, object, tuple[object, ...], dict[str, object]]
 """Name of a node, what it calls, and its arguments."""
 
 
-def own_waits(graph: fx.Graph, facts: Sequence[Declared]) -> tuple[list[Call], frozenset[str]]:
+def own_waits(graph: fx.Graph, facts: Sequence[Declared]) -> tuple[list[HeldCall], frozenset[str]]:
     """Record the nodes of `graph`; and the names of the operators that are declared as waits."""
     calls = [(node.name, node.target, node.args, node.kwargs) for node in graph.nodes]
     return calls, frozenset(fact.wait for fact in facts if fact.wait)
 
 
-def verify_held(graph: fx.Graph, before: tuple[list[Call], frozenset[str]]) -> None:
+def verify_held(graph: fx.Graph, before: tuple[list[HeldCall], frozenset[str]]) -> None:
     """Check `graph` against what `own_waits` recorded.
 
     Raises:

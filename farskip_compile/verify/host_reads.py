@@ -24,16 +24,16 @@ from farskip_compile.passes.graph import effects, ops, user_calls
 
 READ = torch.ops.aten._local_scalar_dense.default
 ADDED = frozenset(["farskip::to_host", "farskip::on_host", "select"])
-Before = dict[str, tuple[Any, Any, Any]]
+CallsByName = dict[str, tuple[Any, Any, Any]]
 """Name of a node -> what it calls, and its arguments."""
 
 
-def reads_before(graph: fx.Graph) -> Before:
+def reads_before(graph: fx.Graph) -> CallsByName:
     """Record the nodes of `graph`."""
     return {node.name: (node.target, node.args, node.kwargs) for node in graph.nodes}
 
 
-def verify_host_reads(graph: fx.Graph, before: Before) -> None:
+def verify_host_reads(graph: fx.Graph, before: CallsByName) -> None:
     """Check `graph` against what `reads_before` recorded.
 
     Raises:
@@ -57,7 +57,7 @@ def verify_host_reads(graph: fx.Graph, before: Before) -> None:
             raise _error(node, "it writes to what the host reads by a copy")
 
 
-def _same_number(read: fx.Node, was: fx.Node, before: Before, places: dict[fx.Node, torch.Tensor]) -> None:
+def _same_number(read: fx.Node, was: fx.Node, before: CallsByName, places: dict[fx.Node, torch.Tensor]) -> None:
     """`places`: of a tensor that is copied, or a view of one, where each of its numbers stands in the copy."""
     place = read.args[0]
     assert isinstance(place, fx.Node)

@@ -15,7 +15,7 @@ from torch import fx
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.verify.rows import layout as layouts
-from farskip_compile.verify.rows.layout import Axis, Layout
+from farskip_compile.verify.rows.layout import RowAxis, RowLayout
 
 VIEWS = frozenset(["view", "reshape", "_unsafe_view"])
 ROWS = 0
@@ -23,7 +23,7 @@ ROWS = 0
 
 
 @dataclass(frozen=True)
-class Part:
+class RowRange:
     """Rows of an old value."""
 
     of: str
@@ -32,7 +32,7 @@ class Part:
     high: int = 0
     size: int = 0
     """How many rows the whole has; 0: nothing was cut yet."""
-    layout: Layout = ()
+    layout: RowLayout = ()
     """Where they are in the whole, in some shape: a view changes the shape, not the order of the entries."""
 
     @property
@@ -45,7 +45,7 @@ class Part:
         """Which rows, of how many."""
         return self.low, self.high, self.size
 
-    def layout_of(self, shape: Any) -> Layout | None:
+    def layout_of(self, shape: Any) -> RowLayout | None:
         """Where the rows are in the whole, viewed in this shape; None if the view tears them apart."""
         return layouts.reshape(self.layout, shape)
 
@@ -56,19 +56,19 @@ class Part:
             return False
         source, shape, dim, rows = taken
         layout = [*layouts.features(shape)]
-        layout[dim] = (Axis(ROWS, rows[2]),)
+        layout[dim] = (RowAxis(ROWS, rows[2]),)
         own = self.layout_of(shape)
         return source.name == self.of and self.rows == rows and own is not None and _merged(own) == layout
 
 
-def _merged(layout: Layout) -> list[tuple[Axis, ...]]:
+def _merged(layout: RowLayout) -> list[tuple[RowAxis, ...]]:
     """The layout with neighbouring axes that hold no rows as one."""
     found = []
     for dim in layout:
-        axes: list[Axis] = []
+        axes: list[RowAxis] = []
         for axis in dim:
             if axes and axes[-1].token is None and axis.token is None:
-                axes[-1] = Axis(None, axes[-1].size * axis.size)
+                axes[-1] = RowAxis(None, axes[-1].size * axis.size)
             else:
                 axes.append(axis)
         found.append(tuple(axes))

@@ -17,7 +17,7 @@ from torch import fx
 
 from farskip_compile._compat.fakes import real_tensors
 from farskip_compile.passes.graph import ops
-from farskip_compile.verify.part import ROWS, Part
+from farskip_compile.verify.part import ROWS, RowRange
 from farskip_compile.verify.pieces import CutProduct
 
 MOST_BYTES = 1 << 30
@@ -76,7 +76,7 @@ def _call(node: fx.Node, given: dict[fx.Node, torch.Tensor]) -> torch.Tensor:
     return result
 
 
-def _rows(whole: torch.Tensor, part: Part) -> torch.Tensor:
+def _rows(whole: torch.Tensor, part: RowRange) -> torch.Tensor:
     """The rows of a part."""
     layout = part.layout_of(whole.shape)
     assert layout is not None

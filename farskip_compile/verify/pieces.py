@@ -4,7 +4,7 @@
 Contract: compares the graph before (a record) with the graph after; shares no code with the pass that cut it. What the
 pass says of a node, of which old node it computes rows, is a hint to be proven, not a fact. Linear in the graph.
 
-Algorithm: in the order of the new graph, each node gets a `Part`: which rows of which old value it is.
+Algorithm: in the order of the new graph, each node gets a `RowRange`: which rows of which old value it is.
 1. An old node that is left makes the same call on the same old values; it is itself, whole. One that nobody edited
    takes the same nodes, which are old ones then.
 2. `reshape`, `slice`, `clone` and `cat` move the rows of a part, take some, or put neighbours together. All rows, in
@@ -29,11 +29,11 @@ from torch import fx
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
-from farskip_compile.verify.part import ROWS, VIEWS, Part, error, tensor
+from farskip_compile.verify.part import ROWS, VIEWS, RowRange, error, tensor
 from farskip_compile.verify.rows import layout as layouts
-from farskip_compile.verify.rows.layout import Axis, Layout
+from farskip_compile.verify.rows.layout import RowAxis, RowLayout
 from farskip_compile.verify.rows.rules import apply
-from farskip_compile.verify.rows.state import FREE, Rows, State
+from farskip_compile.verify.rows.state import FREE, RowDependence, RowFacts
 
 HINT = "farskip_piece"
 """Key of a node's `meta`: the old node of which it is said to compute rows."""
@@ -47,9 +47,9 @@ class CutProduct:
 
     old: fx.Node
     """The whole product, in the graph as it was."""
-    cut: Mapping[fx.Node, Part]
+    cut: Mapping[fx.Node, RowRange]
     """Those of its arguments that are cut."""
-    result: Part
+    result: RowRange
 
 
 def verify_pieces(graph: fx.Graph, before: GraphSnapshot) -> list[CutProduct]:
@@ -70,8 +70,8 @@ class _Account:
         self.graph = graph
         self.old = {node.name: node for node in old.nodes}
         self.unchanged = unchanged
-        self.parts: dict[fx.Node, Part] = {}
-        self.launched: dict[str, list[Part]] = defaultdict(list)
+        self.parts: dict[fx.Node, RowRange] = {}
+        self.launched: dict[str, list[RowRange]] = defaultdict(list)
         """By old launch: the rows of its pieces."""
         self.products: list[CutProduct] = []
 
@@ -86,13 +86,13 @@ class _Account:
             elif name in self.launched:
                 raise error(node, "it is launched whole and in pieces")
 
-    def _part(self, node: fx.Node) -> Part:
+    def _part(self, node: fx.Node) -> RowRange:
         if node in self.unchanged:
-            return Part(node.name)
+            return RowRange(node.name)
         old = self.old.get(node.name)
         if old is not None:
             self._check_same(node, old)
-            return Part(node.name)
+            return RowRange(node.name)
         hint = node.meta.get(HINT)
         if hint in self.old:
             return self._piece(node, self.old[hint])
@@ -112,7 +112,7 @@ class _Account:
             raise error(node, "its call is not what it was")
         self._compare((node.args, node.kwargs), (old.args, old.kwargs), node, None)
 
-    def _compare(self, new: Any, old: Any, node: fx.Node, cut: dict[fx.Node, Part] | None) -> None:
+    def _compare(self, new: Any, old: Any, node: fx.Node, cut: dict[fx.Node, RowRange] | None) -> None:
         """Equal arguments. A node is equal to an old value that it is the whole of, or to one that it is a part of, if
         parts are collected in `cut`: for each old argument always the same part, or always the whole."""
         if isinstance(old, fx.Node):
@@ -143,7 +143,7 @@ class _Account:
             return True
         return bool(part.size) and part.is_whole and ops.same_shape(tensor(node), tensor(old))
 
-    def _layout(self, node: fx.Node, old: fx.Node, part: Part) -> Layout:
+    def _layout(self, node: fx.Node, old: fx.Node, part: RowRange) -> RowLayout:
         """Where the rows are in `old`, of which `node` is a part: it must have the shape of that with fewer rows."""
         shape, whole = tensor(node).shape, tensor(old).shape
         layout = part.layout_of(whole)
@@ -157,7 +157,7 @@ class _Account:
 
     # 2
 
-    def _sliced(self, node: fx.Node, source: fx.Node) -> Part:
+    def _sliced(self, node: fx.Node, source: fx.Node) -> RowRange:
         part, shape = self.parts[source], tensor(source).shape
         if part.size or node.kwargs or len(node.args) != 4:
             raise error(node, "it takes rows in a way that is not known")
@@ -166,10 +166,10 @@ class _Account:
         if not (isinstance(size, int) and isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= size):
             raise error(node, "it takes rows that are not there")
         layout = [*layouts.features(shape)]
-        layout[dim] = (Axis(ROWS, size),)  # type: ignore[index]
-        return Part(part.of, low, high, size, tuple(layout))
+        layout[dim] = (RowAxis(ROWS, size),)  # type: ignore[index]
+        return RowRange(part.of, low, high, size, tuple(layout))
 
-    def _joined(self, node: fx.Node) -> Part:
+    def _joined(self, node: fx.Node) -> RowRange:
         sources: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
         dim = node.args[1] if len(node.args) > 1 else 0
         parts = [self.parts[one] for one in sources]
@@ -179,16 +179,16 @@ class _Account:
         for source, part in zip(sources, parts, strict=True):
             whole = [part.size if place == dim else length for place, length in enumerate(tensor(source).shape)]
             layout = part.layout_of(whole) if part.size else None
-            if layout is None or layout[dim] != (Axis(ROWS, part.size),):  # type: ignore[index]
+            if layout is None or layout[dim] != (RowAxis(ROWS, part.size),):  # type: ignore[index]
                 raise error(node, "its parts do not have their rows where they are put together")
         return replace(parts[0], high=parts[-1].high)
 
     # 3, 4
 
-    def _piece(self, node: fx.Node, old: fx.Node) -> Part:
+    def _piece(self, node: fx.Node, old: fx.Node) -> RowRange:
         if node.target != old.target or effects.mutated_args(old) or effects.is_random(old):
             raise error(node, f"it can't be rows of {old.name!r}")
-        cut: dict[fx.Node, Part] = {}
+        cut: dict[fx.Node, RowRange] = {}
         free = self._free_places(old)  # sizes, which the shapes show
         for place, arguments in enumerate([*zip(node.args, old.args, strict=True), (node.kwargs, old.kwargs)]):
             if place not in free:
@@ -201,7 +201,7 @@ class _Account:
         elif comms.is_wait(old):
             found = replace(part, of=old.name)
         else:
-            found = Part(old.name, *part.rows, self._by_rule(node, old, cut))
+            found = RowRange(old.name, *part.rows, self._by_rule(node, old, cut))
             if ops.is_matmul(old):
                 self.products.append(CutProduct(old, cut, found))
         self._layout(node, old, found)
@@ -215,18 +215,18 @@ class _Account:
         return (1,) if names_a_shape else ()
 
     @staticmethod
-    def _by_rule(node: fx.Node, old: fx.Node, cut: Mapping[fx.Node, Part]) -> Layout:
-        def given(arg: object) -> Rows:
+    def _by_rule(node: fx.Node, old: fx.Node, cut: Mapping[fx.Node, RowRange]) -> RowLayout:
+        def given(arg: object) -> RowFacts:
             part = cut.get(arg) if isinstance(arg, fx.Node) else None
             layout = part.layout_of(tensor(arg).shape) if part is not None else None
-            return FREE if layout is None else Rows(State.ROWS, layout)
+            return FREE if layout is None else RowFacts(RowDependence.ROWS, layout)
 
         found = apply(old, given)
-        if found.state is not State.ROWS:
+        if found.state is not RowDependence.ROWS:
             raise error(node, f"rows of {old.name!r} ({ops.op_name(old)}) depend on other rows than their own")
         return found.layout
 
-    def _exchanged(self, node: fx.Node, old: fx.Node, part: Part) -> Part:
+    def _exchanged(self, node: fx.Node, old: fx.Node, part: RowRange) -> RowRange:
         ranks, sent = _equal_shares(old), tensor(old.args[0])
         first = (part.layout_of(sent.shape) or ((),))[0]
         blocks = first[0].size if first and first[0].token is None else 1

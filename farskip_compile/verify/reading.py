@@ -27,14 +27,14 @@ from farskip_compile.passes.graph import user_calls
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.verify.steps import Step
+from farskip_compile.verify.steps import NumberedStep
 
-Uses = Sequence[Sequence[int]]
+UsedPlaces = Sequence[Sequence[int]]
 """The places of the steps that each step is computed from, writes to their memory included."""
 NOTHING = TermSet()
 
 
-def check_reading(reading: Reading, steps: Sequence[Step]) -> None:
+def check_reading(reading: Reading, steps: Sequence[NumberedStep]) -> None:
     """Check what `reading` says of the graph with these `steps`, in the order of its nodes.
 
     Raises:
@@ -64,7 +64,7 @@ def check_reading(reading: Reading, steps: Sequence[Step]) -> None:
             )
 
 
-def _check_sums(reading: Reading, steps: Sequence[Step], held: Mapping[int, TermSet]) -> None:
+def _check_sums(reading: Reading, steps: Sequence[NumberedStep], held: Mapping[int, TermSet]) -> None:
     """Step 1."""
     stream = reading.stream
     cores = {stream.order[core]: index for index, core in enumerate(stream.cores)}
@@ -84,7 +84,7 @@ def _check_sums(reading: Reading, steps: Sequence[Step], held: Mapping[int, Term
             )
 
 
-def _newest_values(uses: Uses, held: Mapping[int, TermSet]) -> dict[int, TermSet]:
+def _newest_values(uses: UsedPlaces, held: Mapping[int, TermSet]) -> dict[int, TermSet]:
     """Step 2: what the newest value that reaches a step holds; a step that no value reaches is left out."""
     newest: dict[int, TermSet] = {}
     for place, used in enumerate(uses):
@@ -102,7 +102,7 @@ def _newest_values(uses: Uses, held: Mapping[int, TermSet]) -> dict[int, TermSet
 
 def _read_by(
     reading: Reading,
-    uses: Uses,
+    uses: UsedPlaces,
     region: Region,
     owner: Mapping[int, int],
     index: int,

@@ -33,7 +33,7 @@ from farskip_compile.passes.residual.table import SubBlock, Table
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.text_utils import amount
 from farskip_compile.verify.expected import Expected, Wiring, read_wiring
-from farskip_compile.verify.steps import Step, Steps, evaluate
+from farskip_compile.verify.steps import NumberedGraph, NumberedStep, evaluate
 from farskip_compile.verify.values import read_steps
 
 Translation = Callable[[TermSet], TermSet]
@@ -53,7 +53,7 @@ class Verified:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class WiringSnapshot:
     """What rewiring must keep, by node name; taken before it."""
 
     cores: tuple[str, ...]
@@ -66,9 +66,9 @@ class Snapshot:
     """What the terms use beside the stream."""
 
 
-def snapshot(reading: Reading) -> Snapshot:
+def snapshot(reading: Reading) -> WiringSnapshot:
     """Record what rewiring must keep of the graph of `reading`."""
-    return Snapshot(_cores(reading), _outside(reading), read_wiring(reading), reading.side_channels())
+    return WiringSnapshot(_cores(reading), _outside(reading), read_wiring(reading), reading.side_channels())
 
 
 def _cores(stack: Stack) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ def _outside(stack: Stack) -> dict[str, tuple[TermSet, ...]]:
     }
 
 
-def verify(module: fx.GraphModule, wanted: Table, before: Snapshot) -> Verified:
+def verify(module: fx.GraphModule, wanted: Table, before: WiringSnapshot) -> Verified:
     """Check that the wiring of `module` is `wanted`, and that all else is as `before`, in the graph it was made for.
 
     Raises:
@@ -114,7 +114,7 @@ def verify(module: fx.GraphModule, wanted: Table, before: Snapshot) -> Verified:
     return Verified(replace(wanted, rows=rows), stack, tuple(wanted.terms[number].name for number in numbers))
 
 
-def _compare_sum(stack: Stack, before: Snapshot) -> list[int]:
+def _compare_sum(stack: Stack, before: WiringSnapshot) -> list[int]:
     """Law 1; returns the number that each term had before."""
     index_of = {name: index for index, name in enumerate(before.cores)}
     cores = _cores(stack)
@@ -147,7 +147,7 @@ def _compare_reads(stack: Stack, wanted: Table, numbers: Sequence[int], translat
     return tuple(replace(row, reads=shown[row.name]) for row in wanted.rows)
 
 
-def _compare_outside(stack: Stack, before: Snapshot, translate: Translation) -> None:
+def _compare_outside(stack: Stack, before: WiringSnapshot, translate: Translation) -> None:
     """Law 3."""
     after = _outside(stack)
     for name in {**before.outside, **after}:
@@ -156,7 +156,7 @@ def _compare_outside(stack: Stack, before: Snapshot, translate: Translation) -> 
             raise _error(f"{name!r}, {what}", Where(node=name))
 
 
-def _compare_effects(program: Steps, before: Steps) -> None:
+def _compare_effects(program: NumberedGraph, before: NumberedGraph) -> None:
     """Law 4."""
     now, then = program.effect_names(), before.effect_names()
     if now == then:
@@ -168,7 +168,7 @@ def _compare_effects(program: Steps, before: Steps) -> None:
     raise _error(f"{name!r}, {does}, {what}", Where(node=name))
 
 
-def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring) -> None:
+def _compare_values(program: NumberedGraph, stack: Stack, wanted: Table, before: Wiring) -> None:
     """Law 5."""
     left_out = {row.name: gone for row in wanted.rows if (gone := before.reads[row.name] - row.reads)}
     expected = Expected(before, left_out)
@@ -188,7 +188,9 @@ def _compare_values(program: Steps, stack: Stack, wanted: Table, before: Wiring)
         )
 
 
-def _difference(program: Steps, step: Step, before: Wiring, old: Step, wrong: Sequence[bool]) -> str:
+def _difference(
+    program: NumberedGraph, step: NumberedStep, before: Wiring, old: NumberedStep, wrong: Sequence[bool]
+) -> str:
     """Why a value differs: its wrong inputs are new nodes, or replace another node."""
     if (step.rule, step.key, step.weights) != (old.rule, old.key, old.weights):
         return "it is another operator, or has other constants, than before"

@@ -30,11 +30,11 @@ from farskip_compile._compat.distributed import is_group
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.ranks.announce import Announcement, announcement
-from farskip_compile.verify.before import Before, Kept
+from farskip_compile.verify.before import Kept, ScheduleSnapshot
 
 
 def verify_order(
-    graph: fx.Graph, before: Before, regroup: Mapping[str, str] | None = None, pinned: bool = True
+    graph: fx.Graph, before: ScheduleSnapshot, regroup: Mapping[str, str] | None = None, pinned: bool = True
 ) -> None:
     """Check that `graph`, after all passes, is the one that `before` was made from, in another order, and what this
     package adds: pins if `pinned`, and all-to-alls on the group that `regroup` names for theirs.
@@ -53,7 +53,7 @@ def verify_order(
 
 
 class _Check:
-    def __init__(self, graph: fx.Graph, before: Before, regroup: Mapping[str, str]) -> None:
+    def __init__(self, graph: fx.Graph, before: ScheduleSnapshot, regroup: Mapping[str, str]) -> None:
         self.before = before
         self.regroup = regroup
         self.nodes = list(graph.nodes)

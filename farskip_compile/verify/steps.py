@@ -28,7 +28,7 @@ class Rule(Enum):
 
 
 @dataclass(slots=True)
-class Step:
+class NumberedStep:
     """One node of a graph. Inputs are places of other nodes."""
 
     name: str
@@ -59,10 +59,10 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Steps:
+class NumberedGraph:
     """A graph as steps, in its order."""
 
-    steps: Sequence[Step]
+    steps: Sequence[NumberedStep]
     effects: Sequence[int]
     """Places of the nodes that do more than compute a value: writes, random numbers, switches, checks."""
 
@@ -71,7 +71,7 @@ class Steps:
         return [self.steps[place].name for place in self.effects]
 
 
-def evaluate(steps: Sequence[Step]) -> list[int]:
+def evaluate(steps: Sequence[NumberedStep]) -> list[int]:
     """The numbers of all steps."""
     numbers: list[int] = []
     for step in steps:

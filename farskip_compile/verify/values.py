@@ -32,7 +32,7 @@ from farskip_compile.passes.graph import comms, effects, ops, user_calls
 from farskip_compile.passes.normalize.accumulations import STANDS_FOR
 from farskip_compile.passes.residual.sums import Dataflow
 from farskip_compile.verify.field import PRIME, fraction, inverse, joining, number_of, taking
-from farskip_compile.verify.steps import Rule, Step, Steps
+from farskip_compile.verify.steps import NumberedGraph, NumberedStep, Rule
 
 FLOAT8 = frozenset(
     dtype for name in dir(torch) if name.startswith("float8") and isinstance(dtype := getattr(torch, name), torch.dtype)
@@ -50,9 +50,9 @@ ADDS = frozenset(["scatter_reduce", "index_put", "index_add", "scatter_add", "pu
 _NODE, _OPEN, _CLOSE = 1, 2, 3
 
 
-def read_steps(flow: Dataflow) -> Steps:
+def read_steps(flow: Dataflow) -> NumberedGraph:
     """The steps of a normalised graph."""
-    steps: list[Step] = []
+    steps: list[NumberedStep] = []
     acting: list[int] = []
     acts: dict[int, tuple[bool, bool]] = {}  # by identity of what is called: operators hash themselves in Python
     nothing = False, False
@@ -82,7 +82,7 @@ def read_steps(flow: Dataflow) -> Steps:
             last_switch = last_switch if writes_memory else (place,)
             acting.append(place)
         steps.append(step)
-    return Steps(steps, acting)
+    return NumberedGraph(steps, acting)
 
 
 def _acts(node: fx.Node) -> tuple[bool, bool]:
@@ -97,16 +97,16 @@ def _like(value: object) -> str:
     return f"{tuple(value.shape)} {value.dtype} {value.device} {value.layout}"
 
 
-def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
+def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> NumberedStep:
     if node.op in ("placeholder", "get_attr"):
-        return Step(node.name, Rule.HASH, number_of(f"{node.op} {node.target}"), ())
+        return NumberedStep(node.name, Rule.HASH, number_of(f"{node.op} {node.target}"), ())
     name = ops.op_name(node) or f"{node.op} {node.target}"
     if name in ELEMENTWISE and len(node.args) == 2 and (not node.kwargs or node.kwargs == {"alpha": 1}):
         step = _elementwise(node, name, place_of)
         if step is not None:
             return step
     if name in ops.SIZES and ops.tensor(node) is None:
-        return Step(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
+        return NumberedStep(node.name, Rule.HASH, number_of(f"{name} {ops.fake(node)}"), ())
     if name in PARTS or name in ADDS:
         step = _of_parts(node, name, place_of) if name in PARTS else _addend(node, name, place_of)
         if step is not None:
@@ -114,7 +114,7 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     linear = ops.may_be_linear(name) or ("::" in name and comms.is_linear_collective(node))
     factor = _factor(node, name) if linear else None
     if factor is not None:
-        return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
+        return NumberedStep(node.name, Rule.AFFINE, 0, (place_of[node.args[0]],), (factor,))  # type: ignore[index]
     constants = [number_of(name)]
     inputs: list[int] = []
     if name in ops.LIKE:
@@ -122,7 +122,7 @@ def _read(node: fx.Node, place_of: Mapping[fx.Node, int]) -> Step:
     _scan(node.args[1:] if name in ops.LIKE else node.args, place_of, inputs, constants)
     if node.kwargs:
         _scan(node.kwargs, place_of, inputs, constants)
-    return Step(node.name, Rule.HASH, hash(tuple(constants)), tuple(inputs))
+    return NumberedStep(node.name, Rule.HASH, hash(tuple(constants)), tuple(inputs))
 
 
 def _accumulates(node: fx.Node, name: str) -> bool:
@@ -138,7 +138,7 @@ def _given(node: fx.Node, place: int, name: str, default: object) -> object:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 
-def _addend(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
+def _addend(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> NumberedStep | None:
     """Rule 3 for a mark, and for an accumulation into zeros: the addend alone. Rule 1 for any other accumulation."""
     if name == "added_alone":
         target = node.meta[STANDS_FOR][1]
@@ -149,7 +149,7 @@ def _addend(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step |
     return replace(found, rule=Rule.ADDED, inputs=(place_of[node.args[0]], *found.inputs))
 
 
-def _accumulation(node: fx.Node, mark: fx.Node, addend: Step, place_of: Mapping[fx.Node, int]) -> Step:
+def _accumulation(node: fx.Node, mark: fx.Node, addend: NumberedStep, place_of: Mapping[fx.Node, int]) -> NumberedStep:
     """Rule 1 for an accumulation with a mark, whose step is `addend`: the sum of the base and the addend.
 
     Raises:
@@ -162,10 +162,10 @@ def _accumulation(node: fx.Node, mark: fx.Node, addend: Step, place_of: Mapping[
             way_out="nothing was compiled; please report this: it is a defect of farskip-compile",
             where=user_calls.where(node),
         )
-    return Step(node.name, Rule.AFFINE, 0, (place_of[node.args[0]], place_of[mark]), (1, 1))  # type: ignore[index]
+    return NumberedStep(node.name, Rule.AFFINE, 0, (place_of[node.args[0]], place_of[mark]), (1, 1))  # type: ignore[index]
 
 
-def _adds(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
+def _adds(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> NumberedStep | None:
     """The addend of an accumulation, by its own arguments; None if it is none."""
     value = ops.tensor(node)
     if not _accumulates(node, name) or value is None:
@@ -173,10 +173,10 @@ def _adds(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | N
     constants = [number_of(f"added by {name}"), number_of(f"{tuple(value.shape)} {value.dtype}")]
     inputs: list[int] = []
     _scan((node.args[1:], dict(node.kwargs)), place_of, inputs, constants)
-    return Step(node.name, Rule.HASH, hash(tuple(constants)), tuple(inputs))
+    return NumberedStep(node.name, Rule.HASH, hash(tuple(constants)), tuple(inputs))
 
 
-def _elementwise(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
+def _elementwise(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> NumberedStep | None:
     """Rule 1: a sum, difference, product or quotient; None if something is among its arguments that has no number."""
     places = tuple(place_of[arg] for arg in node.args if isinstance(arg, fx.Node))
     if len(places) == 2:
@@ -191,23 +191,25 @@ def _elementwise(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> S
     return None if number is None else _of_node_and_number(node.name, name, places, number, node_first)
 
 
-def _of_two(node: str, name: str, places: tuple[int, ...]) -> Step:
+def _of_two(node: str, name: str, places: tuple[int, ...]) -> NumberedStep:
     if name in ("add", "sub"):
-        return Step(node, Rule.AFFINE, 0, places, (1, 1 if name == "add" else -1))
-    return Step(node, Rule.PRODUCT if name == "mul" else Rule.QUOTIENT, 1, places)
+        return NumberedStep(node, Rule.AFFINE, 0, places, (1, 1 if name == "add" else -1))
+    return NumberedStep(node, Rule.PRODUCT if name == "mul" else Rule.QUOTIENT, 1, places)
 
 
-def _of_node_and_number(node: str, name: str, places: tuple[int, ...], number: int, node_first: bool) -> Step | None:
+def _of_node_and_number(
+    node: str, name: str, places: tuple[int, ...], number: int, node_first: bool
+) -> NumberedStep | None:
     """`number - a` and `number / a` are not `a - number` and `a / number`."""
     if name == "add":
-        return Step(node, Rule.AFFINE, number, places, (1,))
+        return NumberedStep(node, Rule.AFFINE, number, places, (1,))
     if name == "sub":
-        return Step(node, Rule.AFFINE, -number if node_first else number, places, (1 if node_first else -1,))
+        return NumberedStep(node, Rule.AFFINE, -number if node_first else number, places, (1 if node_first else -1,))
     if name == "mul":
-        return Step(node, Rule.AFFINE, 0, places, (number,))
+        return NumberedStep(node, Rule.AFFINE, 0, places, (number,))
     if not node_first:
-        return Step(node, Rule.QUOTIENT, number, places)
-    return Step(node, Rule.AFFINE, 0, places, (pow(number, PRIME - 2, PRIME),)) if number else None
+        return NumberedStep(node, Rule.QUOTIENT, number, places)
+    return NumberedStep(node, Rule.AFFINE, 0, places, (pow(number, PRIME - 2, PRIME),)) if number else None
 
 
 def _factor(node: fx.Node, name: str) -> int | None:
@@ -240,21 +242,21 @@ def _shape_factor(node: fx.Node, name: str, before: torch.Tensor, after: torch.T
     return hash((number_of(name), *(number_of(str(one)) for one in constants))) % PRIME
 
 
-def _of_parts(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> Step | None:
+def _of_parts(node: fx.Node, name: str, place_of: Mapping[fx.Node, int]) -> NumberedStep | None:
     """Rule 2 for a part of a split, and for `cat`; None if it is neither, or has sizes that data decides."""
     given = node.args[0] if node.args else None
     if name == "cat" and isinstance(given, list | tuple) and not node.kwargs:
         dim = node.args[1] if len(node.args) > 1 else 0
         factors = joining([ops.tensor(one) for one in given], dim)
         places = tuple(place_of[one] for one in given) if factors else ()
-        return Step(node.name, Rule.AFFINE, 0, places, tuple(factors)) if factors else None
+        return NumberedStep(node.name, Rule.AFFINE, 0, places, tuple(factors)) if factors else None
     if name != "getitem" or not isinstance(given, fx.Node) or ops.op_name(given) != "split":
         return None
     source, dim = given.args[0], given.args[2] if len(given.args) > 2 else given.kwargs.get("dim", 0)
     factor = taking(ops.fake(given), node.args[1], dim)
     if factor is None or not isinstance(source, fx.Node):
         return None
-    return Step(node.name, Rule.AFFINE, 0, (place_of[source],), (factor,))
+    return NumberedStep(node.name, Rule.AFFINE, 0, (place_of[source],), (factor,))
 
 
 def _names_its_shape(node: fx.Node) -> bool:

@@ -6,7 +6,7 @@ Out:   `Asked`, or None: then nothing of vLLM is touched.
 Never: communicates; needs a GPU; changes anything but `additional_config["farskip"]`, which vLLM hashes.
 
 Asked by, in this order:
-1. `additional_config["farskip"]`: options of `Options`, such as `{"connectivity": "full"}`;
+1. `additional_config["farskip"]`: options of `ServingOptions`, such as `{"connectivity": "full"}`;
 2. the manifest beside the weights: `farskip.json`, or the object under `farskip` in `config.json`;
 3. AMD's keys in `config.json`;
 4. vLLM's own option `backend`, if it is `farskip`.
@@ -44,7 +44,7 @@ SETTLED = "settled"
 
 
 @dataclass(frozen=True)
-class Options:
+class ServingOptions:
     """What `additional_config["farskip"]` may hold. All but `overlap` are those of `FarSkipConfig`."""
 
     connectivity: Any = None
@@ -60,7 +60,7 @@ class Options:
 class Asked:
     """What is asked of a model that vLLM serves."""
 
-    options: Options
+    options: ServingOptions
     manifest: Manifest | None
     by: str
     """Who asks, for messages."""
@@ -131,24 +131,24 @@ def _asked(given: object, vllm_config: Any) -> Asked | None:
         settled = given.get(SETTLED, {}) if isinstance(given, Mapping) else {}
         return Asked(options, manifest, settled.get("by", f"additional_config[{ASKED!r}]"))
     if manifest is not None:
-        return Asked(Options(), manifest, str(manifest)) if manifest.changes_function else None
+        return Asked(ServingOptions(), manifest, str(manifest)) if manifest.changes_function else None
     if vllm_config.compilation_config.backend == ASKED:
-        return Asked(Options(), None, f"the compilation config's backend {ASKED!r}")
+        return Asked(ServingOptions(), None, f"the compilation config's backend {ASKED!r}")
     return None
 
 
-def _options(given: object) -> Options:
+def _options(given: object) -> ServingOptions:
     way_out = '--additional-config \'{"farskip": {"connectivity": "full"}}\''
     if not isinstance(given, Mapping):
         raise ConfigError(f"additional_config[{ASKED!r}] is {given!r}, not a mapping of options", way_out=way_out)
-    known = [entry.name for entry in fields(Options)]
+    known = [entry.name for entry in fields(ServingOptions)]
     for key in given:
         if key not in (*known, SETTLED):
             raise ConfigError(
                 f"additional_config[{ASKED!r}] has an unknown option {key!r}",
                 way_out=did_you_mean(str(key), known, f"known options: {', '.join(known)}"),
             )
-    found = Options(**{key: value for key, value in given.items() if key != SETTLED})
+    found = ServingOptions(**{key: value for key, value in given.items() if key != SETTLED})
     if not isinstance(found.overlap, bool):
         raise ConfigError(f"overlap={found.overlap!r} is neither true nor false", way_out=way_out)
     return found

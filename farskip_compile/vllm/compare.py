@@ -2,7 +2,7 @@
 """vLLM's tokens and log-probabilities against those of transformers, with the same weights in the same wiring.
 
 In:    a checkpoint folder, prompts, keyword arguments for vLLM.
-Out:   `Comparison`: for each prompt how many of vLLM's tokens transformers chooses, too, and how far the
+Out:   `ServingComparison`: for each prompt how many of vLLM's tokens transformers chooses, too, and how far the
        log-probabilities are apart; the same against the original wiring, which shows that the two can be told apart.
 Never: lets one side see the other: vLLM runs in a process of its own, with its cache and its batches; transformers
        computes each whole sequence at once, compiled by this package with the eager backend.
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from farskip_compile.errors import ConfigError, VerificationError
-from farskip_compile.vllm.asked import ASKED, Options
+from farskip_compile.vllm.asked import ASKED, ServingOptions
 
 TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
 """Largest difference of log-probabilities, by dtype."""
@@ -40,7 +40,7 @@ SHOWN_LINES = 15
 
 
 @dataclass(frozen=True)
-class Answer:
+class VllmAnswer:
     """What vLLM made of one prompt."""
 
     prompt: tuple[int, ...]
@@ -49,7 +49,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedAnswer:
     """One answer against one model of transformers."""
 
     tokens: int
@@ -60,11 +60,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ServingComparison:
     """All answers."""
 
-    rewired: tuple[Row, ...]
-    original: tuple[Row, ...]
+    rewired: tuple[ComparedAnswer, ...]
+    original: tuple[ComparedAnswer, ...]
     """Against the model in its original wiring."""
     tolerance: float
 
@@ -93,7 +93,7 @@ def compare(
     dtype: str = "float32",
     tolerance: float | None = None,
     tell: Callable[[str], None] = lambda step: None,
-) -> Comparison:
+) -> ServingComparison:
     """See the module's contract.
 
     Args:
@@ -126,7 +126,7 @@ def compare(
     tell("vLLM loads the model and answers")
     found = _served({"engine": arguments, "prompts": ids, "tokens": tokens})
     limit = TOLERANCE[dtype] if tolerance is None else tolerance
-    asked = Options(**(options or {}))
+    asked = ServingOptions(**(options or {}))
     wanted = {"connectivity": asked.connectivity, "layers": asked.layers, "manifest": asked.manifest or None}
     if asked.manifest is None and options is None:
         wanted["manifest"] = str(checkpoint)
@@ -134,10 +134,10 @@ def compare(
     rewired = _rows(found, _model(checkpoint, dtype, {key: value for key, value in wanted.items() if value}), limit)
     tell("transformers, as written")
     original = _rows(found, _model(checkpoint, dtype, None), limit)
-    return Comparison(rewired, original, limit)
+    return ServingComparison(rewired, original, limit)
 
 
-def _served(request: Mapping[str, Any]) -> list[Answer]:
+def _served(request: Mapping[str, Any]) -> list[VllmAnswer]:
     """What vLLM answers."""
     with tempfile.TemporaryDirectory() as folder:
         asked, answered, log = (Path(folder) / name for name in ("request.json", "answers.json", "log"))
@@ -151,7 +151,7 @@ def _served(request: Mapping[str, Any]) -> list[Answer]:
                 way_out="mend what it says; its options are given with --engine",
             )
         content = json.loads(answered.read_text())
-    return [Answer(tuple(one["prompt"]), tuple(one["tokens"]), tuple(one["logprobs"])) for one in content]
+    return [VllmAnswer(tuple(one["prompt"]), tuple(one["tokens"]), tuple(one["logprobs"])) for one in content]
 
 
 def _reason(log: str) -> str:
@@ -183,15 +183,15 @@ def _model(checkpoint: Path, dtype: str, options: Mapping[str, Any] | None) -> A
     return torch.compile(model, backend="farskip", fullgraph=True, dynamic=True, options={**options, "inner": "eager"})
 
 
-def _rows(answers: Sequence[Answer], model: Any, tolerance: float) -> tuple[Row, ...]:
+def _rows(answers: Sequence[VllmAnswer], model: Any, tolerance: float) -> tuple[ComparedAnswer, ...]:
     return tuple(_row(answer, model, tolerance) for answer in answers)
 
 
-def _row(answer: Answer, model: Any, tolerance: float) -> Row:
+def _row(answer: VllmAnswer, model: Any, tolerance: float) -> ComparedAnswer:
     ids = torch.tensor([[*answer.prompt, *answer.tokens]])
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits[0, len(answer.prompt) - 1 : -1]
     known = logits.float().log_softmax(-1)
     chosen = known.gather(-1, torch.tensor(answer.tokens)[:, None])[:, 0]
     equal = int((known.max(-1).values - chosen <= tolerance).sum())
-    return Row(len(answer.tokens), equal, float((chosen - torch.tensor(answer.logprobs)).abs().max()))
+    return ComparedAnswer(len(answer.tokens), equal, float((chosen - torch.tensor(answer.logprobs)).abs().max()))

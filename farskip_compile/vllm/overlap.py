@@ -31,7 +31,7 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared, outputs_of
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.schedule.graph import schedule_graph
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.ranks.announce import Announcement, collective_orders, collective_sizes, insert_announcement
 from farskip_compile.report.schedule import Predicted, ScheduleReport
 from farskip_compile.verify.before import remember
@@ -43,7 +43,7 @@ SPLITTING = ("_c10d_functional::all_reduce", "_c10d_functional::wait_tensor")
 WIDTHS = 8
 """An operator that shows none of its weights counts as a product of its activation with a matrix, this many times as
 wide as the activation: about what a feed-forward network is."""
-LIMITS = Limits(memory_increase=1.0)
+LIMITS = MemoryLimits(memory_increase=1.0)
 """Of activations: their peak is measured by vLLM's profiling run, and small beside the weights and the cache, which a
 graph does not show."""
 _groups: dict[str, Any] = {}
@@ -96,14 +96,14 @@ def _open(graph: fx.Graph, node: fx.Node) -> None:
 def _order(module: fx.GraphModule) -> None:
     graph = module.graph
     before = remember(graph)
-    schedule = schedule_graph(graph, Served(graph), LIMITS)  # 2
+    schedule = schedule_graph(graph, ServedEstimates(graph), LIMITS)  # 2
     orders, sizes = collective_orders(graph), collective_sizes(graph)
     report = ScheduleReport("served", orders, before=Predicted.of(schedule.before), after=Predicted.of(schedule.after))
     insert_announcement(graph, Announcement(report, sizes=sizes))  # 3
     verify_order(graph, before, pinned=False)  # 4
 
 
-class Served(Estimates):
+class ServedEstimates(Estimates):
     """What the nodes of a graph of vLLM's cost: products by the weights that they show, operators that show none as
     feed-forward networks, all else nothing. The order depends on which is long, not on how long."""
 

@@ -64,8 +64,8 @@ def _dispatches_inside(config: Any, asked: Asked) -> bool:
     return asked.options.overlap and parallel.enable_expert_parallel and parallel.data_parallel_size > 1
 
 
-Rule = tuple[Callable[[Any, Asked], object], type[FarSkipError], Callable[[Any], str], str]
-RULES: tuple[Rule, ...] = (
+RefusalRule = tuple[Callable[[Any, Asked], object], type[FarSkipError], Callable[[Any], str], str]
+RULES: tuple[RefusalRule, ...] = (
     (
         lambda config, asked: version() not in VERSIONS,
         ConfigError,

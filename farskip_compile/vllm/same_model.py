@@ -17,7 +17,7 @@ import torch
 
 from farskip_compile.manifest.check import check_whole
 from farskip_compile.manifest.fingerprint import parameters_of
-from farskip_compile.manifest.patterns import Shape
+from farskip_compile.manifest.patterns import ParameterShape
 from farskip_compile.vllm.asked import Asked
 
 log = logging.getLogger("vllm.farskip")
@@ -36,7 +36,7 @@ def refuse_other_model(vllm_config: Any, asked: Asked) -> None:
         check_whole(asked.manifest, shapes)
 
 
-def _shapes(config: Any) -> dict[str, Shape] | None:
+def _shapes(config: Any) -> dict[str, ParameterShape] | None:
     """Return the shape of each parameter of the model of `config` by name; None if transformers has no such model."""
     import transformers
 

@@ -30,7 +30,7 @@ _RETURNS = "a function without arguments that returns a model, (model, args) or 
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model and the inputs to call it with."""
 
     model: Callable[..., Any]
@@ -43,7 +43,7 @@ def built_in_names() -> list[str]:
     return [*MODELS, f"{TRANSFORMERS}FAMILY"]
 
 
-def load(name: str) -> Loaded:
+def load(name: str) -> LoadedModel:
     """The model that `name` means.
 
     Raises:
@@ -60,7 +60,7 @@ def load(name: str) -> Loaded:
     return _from_callable(name, _attribute(name))
 
 
-def _from_zoo(name: str) -> Loaded:
+def _from_zoo(name: str) -> LoadedModel:
     need(name, "transformers")
     from farskip_compile.zoo.families import moe_families
     from farskip_compile.zoo.tiny import CannotBuild, build_tiny
@@ -100,7 +100,7 @@ def _attribute(name: str) -> Any:
     return found
 
 
-def _from_callable(name: str, found: Any) -> Loaded:
+def _from_callable(name: str, found: Any) -> LoadedModel:
     if isinstance(found, nn.Module):
         return _with_inputs(name, found)
     if not callable(found):
@@ -110,13 +110,13 @@ def _from_callable(name: str, found: Any) -> Loaded:
         return _with_inputs(name, made)
     match made:
         case (model, tuple() | list() as args) if callable(model):
-            return Loaded(model, tuple(args))
+            return LoadedModel(model, tuple(args))
         case (model, tuple() | list() as args, dict() as kwargs) if callable(model):
-            return Loaded(model, tuple(args), kwargs)
+            return LoadedModel(model, tuple(args), kwargs)
     raise ConfigError(f"{name}() returned {type(made).__name__}", way_out=_RETURNS)
 
 
-def _with_inputs(name: str, model: nn.Module) -> Loaded:
+def _with_inputs(name: str, model: nn.Module) -> LoadedModel:
     """Token ids for a model that says how many there are."""
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
@@ -130,4 +130,4 @@ def _with_inputs(name: str, model: nn.Module) -> Loaded:
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     ids = torch.randint(0, vocabulary, EXAMPLE_SHAPE, generator=torch.Generator().manual_seed(0))
-    return Loaded(model, (ids.to(device),))
+    return LoadedModel(model, (ids.to(device),))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check a family of the zoo: built, captured whole, and rewired bit for bit as the eager oracle says.
 
-Contract: a `Family` comes in, an `Entry` of the table goes out: names, numbers and reasons, which become JSON and back
-without loss. Whatever the model or this package raises becomes a reason; nothing is raised but what stops the process,
-and defects of this package, whose traceback is needed.
+Contract: a `Family` comes in, an `ZooEntry` of the table goes out: names, numbers and reasons, which become JSON and
+back without loss. Whatever the model or this package raises becomes a reason; nothing is raised but what stops the
+process, and defects of this package, whose traceback is needed.
 
 1. Build the model tiny and random from its own configuration class.
 2. Capture it once, as `torch.compile(fullgraph=True)` does; if that fails, once more after `prepare`. For each
@@ -34,7 +34,7 @@ from farskip_compile.errors import FarSkipError, NoResidualStackError, PartialMo
 from farskip_compile.explain import not_captured
 from farskip_compile.explain.layout import short_place
 from farskip_compile.models.generic_form import GenericFarSkipForm
-from farskip_compile.passes.residual.table import Kind
+from farskip_compile.passes.residual.table import TermKind
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.zoo.families import Family
 from farskip_compile.zoo.tiny import CannotBuild, build_tiny
@@ -47,10 +47,16 @@ PLAIN = "plain"
 """The captured graph as it is."""
 FACTOR = 8.0
 """How many times as much as the captured graph itself a rewired one may differ from eager mode."""
-LETTERS = {Kind.ATTENTION: "a", Kind.MIXER: "x", Kind.DENSE: "m", Kind.SHARED: "s", Kind.ROUTED: "r"}
+LETTERS = {
+    TermKind.ATTENTION: "a",
+    TermKind.MIXER: "x",
+    TermKind.DENSE: "m",
+    TermKind.SHARED: "s",
+    TermKind.ROUTED: "r",
+}
 
 
-class Verdict(StrEnum):
+class ZooVerdict(StrEnum):
     """The outcome of one connectivity of one model."""
 
     EQUAL = "equal"
@@ -67,7 +73,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Entry:
+class ZooEntry:
     """One line of the zoo's table."""
 
     family: str
@@ -96,28 +102,28 @@ class Entry:
             return "not built"
         if not self.captured:
             return "not captured"
-        if Verdict.WRONG in {*found, self.verdicts.get("none", "")}:
+        if ZooVerdict.WRONG in {*found, self.verdicts.get("none", "")}:
             return "WRONG"
-        if Verdict.UNCHECKED in found:
+        if ZooVerdict.UNCHECKED in found:
             return "unchecked"
-        if not found.isdisjoint({Verdict.EQUAL, Verdict.CLOSE}):
-            return "rewired" if Verdict.REFUSED not in found else "rewired in part"
-        return "refused" if Verdict.REFUSED in found else "recognised"
+        if not found.isdisjoint({ZooVerdict.EQUAL, ZooVerdict.CLOSE}):
+            return "rewired" if ZooVerdict.REFUSED not in found else "rewired in part"
+        return "refused" if ZooVerdict.REFUSED in found else "recognised"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""
         return {**asdict(self), "status": self.status}
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> Entry:
+    def from_json(data: dict[str, Any]) -> ZooEntry:
         """What `to_json` gave."""
         fields = {key: value for key, value in data.items() if key != "status"}
-        return Entry(**{**fields, "prepared": tuple(fields.get("prepared", ()))})
+        return ZooEntry(**{**fields, "prepared": tuple(fields.get("prepared", ()))})
 
 
-def check_family(family: Family) -> Entry:
+def check_family(family: Family) -> ZooEntry:
     """Build, capture, rewire and compare one family."""
-    blank = Entry(family.model_type, family.class_name)
+    blank = ZooEntry(family.model_type, family.class_name)
     if family.reason is not None:
         return replace(blank, built=False, reason=family.reason)
     try:
@@ -165,7 +171,7 @@ class _Copies:
         return lambda *args: self.compiled.get(self.current, module.forward)(*args)
 
 
-def _check(blank: Entry, model: nn.Module, ids: torch.Tensor) -> Entry:
+def _check(blank: ZooEntry, model: nn.Module, ids: torch.Tensor) -> ZooEntry:
     """Capture, rewire and compare a model in eval mode; its parameters and mode stay as they are."""
     copies = _Copies()
     started = time.perf_counter()
@@ -212,23 +218,23 @@ def _judge(
     copies: _Copies,
     plain: torch.Tensor,
     drift: float,
-) -> tuple[Verdict, str, str]:
+) -> tuple[ZooVerdict, str, str]:
     """(verdict on one connectivity, reason, where)."""
     if (error := copies.refusals.get(name)) is not None:
-        return Verdict.REFUSED, f"{type(error).__name__}: {error.reason}", short_place(str(error.where))
+        return ZooVerdict.REFUSED, f"{type(error).__name__}: {error.reason}", short_place(str(error.where))
     logits = run(name)
     if name == "none":
-        return Verdict.EQUAL if torch.equal(logits, plain) else Verdict.WRONG, "", ""
+        return ZooVerdict.EQUAL if torch.equal(logits, plain) else ZooVerdict.WRONG, "", ""
     try:
         expected = _logits(GenericFarSkipForm(model, name)(ids))  # type: ignore[arg-type]
     except NotImplementedError as reason:
-        return Verdict.UNCHECKED, f"NotImplementedError: the oracle can't tell: {reason}", ""
+        return ZooVerdict.UNCHECKED, f"NotImplementedError: the oracle can't tell: {reason}", ""
     difference = (logits - expected).abs().max().item()
     if not difference <= FACTOR * drift:
-        return Verdict.WRONG, "", ""
+        return ZooVerdict.WRONG, "", ""
     if copies.reports[name].outcome is not Outcome.REWIRED:
-        return Verdict.SAME, "", ""
-    return Verdict.EQUAL if difference == 0.0 else Verdict.CLOSE, "", ""
+        return ZooVerdict.SAME, "", ""
+    return ZooVerdict.EQUAL if difference == 0.0 else ZooVerdict.CLOSE, "", ""
 
 
 def _logits(output: Any) -> torch.Tensor:

@@ -24,7 +24,7 @@ _SHARED_COUNT = r"(^|_)(n|num)_shared_experts?$"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class TinySizes:
     """What a tiny model is made of."""
 
     layers: int = 4
@@ -47,14 +47,14 @@ class Sizes:
     """Give numbers of heads and the like a value that the default leaves open, for code that needs one."""
 
 
-Rule = Callable[[str, int, Fields, Sizes], int]
+SizeRule = Callable[[str, int, Fields, TinySizes], int]
 
 _SWITCH = re.compile(r"^(is|use|enable|has|with|_|moe|block|blocks|layer|layers|experts)+$")
 _MULTIPLIER = re.compile(r"multiplier|routed_scaling|router_scaling|route_scale|logits_scaling|(alpha|beta)_factor")
 _NO_MULTIPLIER = re.compile(r"rope|loss|partial|mup_width")
 
 
-def shrink(name: str, value: Any, fields: Fields, sizes: Sizes) -> Any:
+def shrink(name: str, value: Any, fields: Fields, sizes: TinySizes) -> Any:
     """The tiny value of the field `name`, whose default is `value`; `fields` are all defaults, by name."""
     if isinstance(value, bool):
         return value or ("moe" in name and _SWITCH.search(name) is not None)
@@ -73,7 +73,7 @@ def shrink(name: str, value: Any, fields: Fields, sizes: Sizes) -> Any:
     return value
 
 
-def _switched_on(name: str, value: Any, fields: Fields, sizes: Sizes) -> Any:
+def _switched_on(name: str, value: Any, fields: Fields, sizes: TinySizes) -> Any:
     """Experts that the default leaves out."""
     if counts_experts(name):
         return sizes.experts
@@ -99,7 +99,7 @@ def _number(name: str, value: float) -> float:
     return value
 
 
-def _heads(name: str, value: int, fields: Fields, sizes: Sizes) -> int:
+def _heads(name: str, value: int, fields: Fields, sizes: TinySizes) -> int:
     """Attention heads; those of keys and values stay fewer than those of queries if they were."""
     if "mamba" in name:
         dim = next((v for k, v in fields.items() if re.search(r"mamba_(d_head|head_dim)$", k)), None)
@@ -116,26 +116,26 @@ def _heads(name: str, value: int, fields: Fields, sizes: Sizes) -> int:
     return max(2, min(sizes.heads, sizes.heads * value // total))
 
 
-def _head_dim(name: str, value: int, fields: Fields, sizes: Sizes) -> int:
+def _head_dim(name: str, value: int, fields: Fields, sizes: TinySizes) -> int:
     return max(4, value // (2 * sizes.head_shrink) * 2)
 
 
-def _share_of_hidden(name: str, value: int, fields: Fields, sizes: Sizes) -> int:
+def _share_of_hidden(name: str, value: int, fields: Fields, sizes: TinySizes) -> int:
     return max(sizes.small, sizes.hidden * value // _first(fields, "hidden_size", "d_model", default=value))
 
 
-def _share_of_experts(name: str, value: int, fields: Fields, sizes: Sizes) -> int:
+def _share_of_experts(name: str, value: int, fields: Fields, sizes: TinySizes) -> int:
     total = next((v for k, v in fields.items() if counts_experts(k) and isinstance(v, int)), value)
     return max(1, sizes.experts * value // total)
 
 
-def _border(name: str, value: int, fields: Fields, sizes: Sizes) -> int:
+def _border(name: str, value: int, fields: Fields, sizes: TinySizes) -> int:
     """The layer at which something starts or ends: at the same share of the layers, the first one being the second."""
     layers = _first(fields, "num_hidden_layers", "n_layers", default=value)
     return min(-(-value * sizes.layers // layers), sizes.layers - 1)
 
 
-def _offset(name: str, value: int, fields: Fields, sizes: Sizes) -> int:
+def _offset(name: str, value: int, fields: Fields, sizes: TinySizes) -> int:
     return value % min(fields.get(name.replace("offset", "period"), sizes.layers), sizes.layers)
 
 
@@ -143,15 +143,15 @@ def _first(fields: Fields, *names: str, default: int) -> int:
     return next((fields[name] for name in names if isinstance(fields.get(name), int)), default)
 
 
-def _to(size: str) -> Rule:
+def _to(size: str) -> SizeRule:
     return lambda name, value, fields, sizes: getattr(sizes, size)
 
 
-def _at_most(limit: int | str) -> Rule:
+def _at_most(limit: int | str) -> SizeRule:
     return lambda name, value, fields, sizes: min(value, limit if isinstance(limit, int) else getattr(sizes, limit))
 
 
-_RULES: tuple[tuple[str, Rule], ...] = (
+_RULES: tuple[tuple[str, SizeRule], ...] = (
     (r"token_id$", lambda name, value, fields, sizes: value if value < sizes.vocabulary else value % 8 + 1),
     (r"divisible_by$", lambda name, value, fields, sizes: value),
     (r"vocab_size", _to("vocabulary")),
@@ -191,7 +191,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     (r"hidden_size|embed_dim$|latent_size$", _share_of_hidden),
 )
 
-_FILL: tuple[tuple[str, Callable[[Fields, Sizes], int]], ...] = (
+_FILL: tuple[tuple[str, Callable[[Fields, TinySizes], int]], ...] = (
     (r"kv_heads$", lambda fields, sizes: 1),
     (r"heads$", lambda fields, sizes: 2),
     (

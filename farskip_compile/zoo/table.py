@@ -16,15 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from farskip_compile.explain.explanation import versions as package_versions
-from farskip_compile.zoo.run import CONNECTIVITIES, Entry, Verdict
+from farskip_compile.zoo.run import CONNECTIVITIES, ZooEntry, ZooVerdict
 
 CELLS: dict[str, str] = {
-    Verdict.EQUAL: "=",
-    Verdict.CLOSE: "≈",
-    Verdict.SAME: "·",
-    Verdict.REFUSED: "no",
-    Verdict.WRONG: "WRONG",
-    Verdict.UNCHECKED: "?",
+    ZooVerdict.EQUAL: "=",
+    ZooVerdict.CLOSE: "≈",
+    ZooVerdict.SAME: "·",
+    ZooVerdict.REFUSED: "no",
+    ZooVerdict.WRONG: "WRONG",
+    ZooVerdict.UNCHECKED: "?",
 }
 LEGEND = (
     "a attention, x another token mixer, m dense, s shared experts, r routed experts; "
@@ -44,25 +44,25 @@ STATUSES = {
 """By status of a family: its style on a terminal, and what it means."""
 
 
-def counts(entries: Iterable[Entry]) -> dict[str, int]:
+def counts(entries: Iterable[ZooEntry]) -> dict[str, int]:
     """How many families have each status, in the order of `STATUSES`."""
     found = Counter(entry.status for entry in entries)
     return {status: found[status] for status in STATUSES if found[status]}
 
 
-def summary(entries: Sequence[Entry]) -> str:
+def summary(entries: Sequence[ZooEntry]) -> str:
     """One line."""
     parts = [f"{count} {status}" for status, count in counts(entries).items()]
     captured = sum(entry.captured for entry in entries)
     return f"{len(entries)} families, {captured} captured whole: {', '.join(parts)}"
 
 
-def cells(entry: Entry) -> list[str]:
+def cells(entry: ZooEntry) -> list[str]:
     """One sign for each connectivity."""
     return [CELLS.get(entry.verdicts.get(name, ""), "") for name in CONNECTIVITIES]
 
 
-def text(entries: Sequence[Entry], width: int) -> RenderableType:
+def text(entries: Sequence[ZooEntry], width: int) -> RenderableType:
     """For a terminal; narrow ones get fewer columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     wide = width >= 100
@@ -88,7 +88,7 @@ def text(entries: Sequence[Entry], width: int) -> RenderableType:
     return Group(*parts)
 
 
-def page(entries: Sequence[Entry]) -> str:
+def page(entries: Sequence[ZooEntry]) -> str:
     """The Markdown page."""
     found = counts(entries)
     lines = [

@@ -28,7 +28,7 @@ from torch import nn
 from farskip_compile.errors import FarSkipError, Where
 from farskip_compile.zoo.families import Family, counts_experts
 from farskip_compile.zoo.layers import WORDS, mixed, per_layer
-from farskip_compile.zoo.sizes import Sizes, shrink
+from farskip_compile.zoo.sizes import TinySizes, shrink
 
 NOISE = 0.1
 """Standard deviation of what is added to constant parameters."""
@@ -53,7 +53,7 @@ def build_tiny(family: Family, layers: int = 4, seed: int = 0) -> nn.Module:
         raise CannotBuild(f"{family.class_name} can't be imported: {family.reason}", way_out="install what is missing")
     model_class, config_class = family.load()
     source = inspect.getsource(inspect.getmodule(model_class) or model_class)
-    sizes = Sizes(layers=layers)
+    sizes = TinySizes(layers=layers)
     failure: Exception | None = None
     for attempt, text in product((sizes, replace(sizes, fill=True), replace(sizes, top_k=1)), (source, "")):
         try:
@@ -68,7 +68,7 @@ def build_tiny(family: Family, layers: int = 4, seed: int = 0) -> nn.Module:
     ) from failure
 
 
-def tiny_config(config_class: type[Any], sizes: Sizes, source: str = "") -> Any:
+def tiny_config(config_class: type[Any], sizes: TinySizes, source: str = "") -> Any:
     """A configuration of this class, with the default's structure and tiny sizes.
 
     Kinds of layers that the `source` of the model knows are mixed in where the default has one kind only.

@@ -28,7 +28,7 @@ from farskip_compile.passes.residual.stream import Stream
 
 
 @dataclass(frozen=True)
-class Known:
+class TermBeforeCut:
     """A term before the cut."""
 
     name: str
@@ -39,15 +39,15 @@ class Known:
     """Names of terms."""
 
 
-def known_terms(stack: Stack, names: Sequence[str]) -> list[Known]:
+def known_terms(stack: Stack, names: Sequence[str]) -> list[TermBeforeCut]:
     """Step 1; `names` of the terms of `stack`, in its order."""
     return [
-        Known(name, core.name, _parameters(region), _reads(stack, region, names))
+        TermBeforeCut(name, core.name, _parameters(region), _reads(stack, region, names))
         for name, core, region in zip(names, stack.stream.cores, stack.regions, strict=True)
     ]
 
 
-def read_again(graph: fx.Graph, known: Sequence[Known]) -> tuple[Stream, tuple[str, ...]]:
+def read_again(graph: fx.Graph, known: Sequence[TermBeforeCut]) -> tuple[Stream, tuple[str, ...]]:
     """Steps 2 and 3.
 
     Raises:

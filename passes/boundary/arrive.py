@@ -25,7 +25,7 @@ from torch import fx
 from farskip_compile._compat.fake import fake_mode_of
 from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.boundary.markers import is_arrival, is_departure
-from farskip_compile.passes.boundary.tail import Autocast, run_fake, tail_of
+from farskip_compile.passes.boundary.tail import TailAutocast, run_fake, tail_of
 from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.normalize.checkpoints import open_checkpoints
 from farskip_compile.passes.normalize.closing import SELECTIVE
@@ -58,7 +58,7 @@ class Boundary:
     """Key of the tail that was written out."""
 
 
-def write_boundary(module: fx.GraphModule, autocast: Autocast = None) -> Boundary:
+def write_boundary(module: fx.GraphModule, autocast: TailAutocast = None) -> Boundary:
     """Edit `module` in place; `autocast` is what it is compiled under.
 
     Raises:
@@ -99,7 +99,7 @@ def _distinct(arrivals: list[fx.Node]) -> list[fx.Node]:
     return list(first.values())
 
 
-def _write(graph: fx.Graph, marker: fx.Node, autocast: Autocast) -> int:
+def _write(graph: fx.Graph, marker: fx.Node, autocast: TailAutocast) -> int:
     tail, parts = tail_of(str(marker.args[0])), marker.args[1:]
     if tail.autocast != autocast:
         raise PartialModelError(

@@ -28,18 +28,18 @@ from farskip_compile._compat.collectives import WAIT
 from farskip_compile._compat.fake import open_sizes
 from farskip_compile.errors import PartialModelError
 from farskip_compile.passes.boundary.arrive import Boundary
-from farskip_compile.passes.boundary.in_pieces import HowMany, in_pieces, whole
+from farskip_compile.passes.boundary.in_pieces import LaterCount, in_pieces, whole
 from farskip_compile.passes.boundary.late import Late, find_late
-from farskip_compile.passes.boundary.tail import Autocast, Departure, Flight, Tail, intern
+from farskip_compile.passes.boundary.tail import CrossingFlight, Departure, StreamTail, TailAutocast, intern
 from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.dead import erase_dead, used_nodes
 from farskip_compile.passes.graph.hidden_collectives import collectives_of, group_of, hidden_launch
 from farskip_compile.passes.graph.walk import bodies, fresh_like
 from farskip_compile.passes.normalize.accumulations import added_alone
-from farskip_compile.passes.residual.carried import KEY, Carried
+from farskip_compile.passes.residual.carried import KEY, CarriedValue
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
-from farskip_compile.passes.residual.table import Kind, Table
+from farskip_compile.passes.residual.table import Table, TermKind
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 from farskip_compile.passes.rewire.request import Leaving, may_leave_out_later
 
@@ -51,8 +51,8 @@ def cut(
     table: Table,
     boundary: Boundary,
     leaving: Leaving,
-    autocast: Autocast,
-    pieces: HowMany = whole,
+    autocast: TailAutocast,
+    pieces: LaterCount = whole,
 ) -> Departure:
     """Cut `graph` in place at the end of `stream`, whose terms have these names.
 
@@ -94,15 +94,15 @@ def cut(
     return Departure(positions, tail.key, len(rest), tuple(wanted), stays, sizes)
 
 
-def _facts(table: Table, late: Late, number: Mapping[int, int], names: Sequence[str]) -> dict[fx.Node, Carried]:
+def _facts(table: Table, late: Late, number: Mapping[int, int], names: Sequence[str]) -> dict[fx.Node, CarriedValue]:
     """What the tail says of the nodes where terms enter; `number`: place among those that leave, by index."""
     last = table.num_layers - 1
     found = {}
     for entry, held in late.entries.items():
         terms = [term for index in held if (term := table.term(names[index])) is not None]
-        main = next((term for term in terms if term.kind is Kind.ROUTED), terms[0])
+        main = next((term for term in terms if term.kind is TermKind.ROUTED), terms[0])
         places = tuple(number[index] for index in held)
-        found[entry] = Carried(main.kind, places, last - main.layer, main.evidence)
+        found[entry] = CarriedValue(main.kind, places, last - main.layer, main.evidence)
     return found
 
 
@@ -113,16 +113,16 @@ class _Cut:
     graph: fx.Graph
     stream: Stream
     late: Late
-    facts: Mapping[fx.Node, Carried]
+    facts: Mapping[fx.Node, CarriedValue]
     end: fx.Node
     """What is returned: the root, or a linear image of it."""
-    how_many: HowMany
+    how_many: LaterCount
     """Pieces, after differentiation."""
     tail: fx.Graph = field(default_factory=fx.Graph)
     twins: dict[fx.Node, Any] = field(default_factory=dict)
     parts: list[fx.Node] = field(default_factory=list)
 
-    def make(self, autocast: Autocast) -> tuple[Tail, list[fx.Node]]:
+    def make(self, autocast: TailAutocast) -> tuple[StreamTail, list[fx.Node]]:
         """The tail, and the nodes of this graph that are its parts, the base first."""
         late = [node for node in self.stream.flow.nodes if node in self.late.nodes and node.target is not added_alone]
         needed = dict.fromkeys(arg for node in late for arg in node.all_input_nodes if arg not in self.late.nodes)
@@ -151,7 +151,7 @@ class _Cut:
     def _part(self, node: fx.Node, *, is_base: bool) -> None:
         twin = self.twins[node] = self.tail.placeholder(f"part_{len(self.twins)}")
         if is_base:
-            twin.meta[KEY] = Carried(Kind.EMBEDDING)
+            twin.meta[KEY] = CarriedValue(TermKind.EMBEDDING)
         elif node not in self.late.waits:
             self._say(node, part=True)
 
@@ -189,21 +189,21 @@ class _Cut:
         mark = self.stream.flow.addends.get(node)
         known = self.facts.get(node) or (self.facts.get(mark) if mark is not None else None)
         if known is None and part and self.stream.terms_of(node):
-            known = Carried(Kind.EMBEDDING, is_base=False)
+            known = CarriedValue(TermKind.EMBEDDING, is_base=False)
         if known is not None:
             self.twins[node].meta[KEY] = known
 
 
-def _flight(wait: fx.Node) -> tuple[Flight, fx.Node]:
+def _flight(wait: fx.Node) -> tuple[CrossingFlight, fx.Node]:
     """What `wait` is for, and what launches it."""
     if (launch := hidden_launch(wait)) is not None:
-        return Flight([*collectives_of(launch)][-1], group_of(launch)), launch
+        return CrossingFlight([*collectives_of(launch)][-1], group_of(launch)), launch
     (launch,) = wait.all_input_nodes
     if comms.is_collective(launch):
-        return Flight(ops.op_name(launch).partition("::")[2], comms.process_group(launch)), launch
+        return CrossingFlight(ops.op_name(launch).partition("::")[2], comms.process_group(launch)), launch
     text = launch.meta.get(CUSTOM, {}).get(FLIGHT) or launch.meta.get(FLIGHT, "")
     operator, _, group = str(text).partition(" ")
-    return Flight(operator, group), launch
+    return CrossingFlight(operator, group), launch
 
 
 def _own(graph: fx.Graph, output: fx.Node, part: fx.Node) -> fx.Node:

@@ -6,7 +6,7 @@
                       launch 2 ─────────────► part 2    │ wait 2 ─┘
 
 In:    a Dynamo graph, and in it a wait that only the next graph needs.
-Out:   `Pieces`: the rows of each piece, which `cut` takes in the graph, and `join` puts together in the tail.
+Out:   `ArrivedPieces`: the rows of each piece, which `cut` takes in the graph, and `join` puts together in the tail.
 Never: decides what is cut: `passes.pieces` does, after differentiation. Where it cuts other rows, or none, the parts
        are waited for in their own graph.
 
@@ -26,14 +26,14 @@ from torch import fx
 
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.walk import fresh_like
-from farskip_compile.passes.pieces.axis import Axis, intervals
+from farskip_compile.passes.pieces.axis import CutAxis, intervals
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.region import Exchange, brings_numbers, candidates
 from farskip_compile.passes.pieces.rules import NotSeparableError
 
 
 @dataclass(frozen=True)
-class Pieces:
+class ArrivedPieces:
     """The rows of `wait`, in pieces."""
 
     wait: fx.Node
@@ -68,7 +68,7 @@ class Pieces:
         return tail.call_method("view", (whole, *self.whole))
 
 
-HowMany = Callable[[fx.Node], int]
+LaterCount = Callable[[fx.Node], int]
 """In how many pieces a launch will be after differentiation."""
 
 
@@ -77,7 +77,7 @@ def whole(launch: fx.Node) -> int:
     return 1
 
 
-def in_pieces(wait: fx.Node, how_many: HowMany) -> Pieces | None:
+def in_pieces(wait: fx.Node, how_many: LaterCount) -> ArrivedPieces | None:
     """The pieces of what `wait` is for; None if it will stay whole, or is a piece itself."""
     launch, value = wait.all_input_nodes[0], ops.tensor(wait)
     if value is None or not comms.is_all_to_all(launch) or is_piece(launch) or brings_numbers(launch):
@@ -90,12 +90,12 @@ def in_pieces(wait: fx.Node, how_many: HowMany) -> Pieces | None:
     found = candidates([wait], ranks, number) if number > 1 else []
     if not found:
         return None
-    axis: Axis = found[0]
+    axis: CutAxis = found[0]
     alone, dim = axis.alone(value.shape, axis.size)
     shape, whole = _with_one_open(alone), _with_one_open(value.shape)
     if shape is None or whole is None:
         return None
-    return Pieces(wait, shape, dim, [high - low for low, high in intervals(axis.size, number)], whole)
+    return ArrivedPieces(wait, shape, dim, [high - low for low, high in intervals(axis.size, number)], whole)
 
 
 def _with_one_open(sizes: Sequence[int | torch.SymInt]) -> list[int] | None:

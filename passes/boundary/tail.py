@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is left to do of the stream when a graph ends: a small graph of its own, which the next reader runs.
 
-A `Tail` makes the stream of its parts: of what is settled (all terms but those that the next graph leaves out), and of
-what is still in flight. It begins with the waits for the latter.
+A `StreamTail` makes the stream of its parts: of what is settled (all terms but those that the next graph leaves out),
+and of what is still in flight. It begins with the waits for the latter.
 
     layer k:    ... combine launched ──► parts ──► tail: wait, give rows back, weigh, add ──► the stream, in layer k + 1
 
@@ -30,7 +30,7 @@ from farskip_compile.passes.residual.tags import FLIGHT
 
 
 @dataclass(frozen=True)
-class Flight:
+class CrossingFlight:
     """A collective whose result crosses a cut before it is waited for."""
 
     operator: str
@@ -41,20 +41,20 @@ class Flight:
         return f"{self.operator} {self.group}"
 
 
-Autocast = tuple[str, torch.dtype] | None
+TailAutocast = tuple[str, torch.dtype] | None
 """Device type and type of an autocast that is on."""
 
 
 @dataclass(frozen=True, eq=False)
-class Tail:
+class StreamTail:
     """Made by `intern`."""
 
     key: str
     module: fx.GraphModule
     """Placeholders are the parts, the base first; nodes say what they hold (`carried`) or how they come (`FLIGHT`)."""
-    flights: tuple[Flight | None, ...]
+    flights: tuple[CrossingFlight | None, ...]
     """For each part whether it comes in flight."""
-    autocast: Autocast = None
+    autocast: TailAutocast = None
     dtype: torch.dtype = field(default=torch.float32)
     """Of the stream."""
 
@@ -92,19 +92,19 @@ class Departure:
     """Key of the tail of the stream that came in; empty if it came as it is."""
 
 
-_tails: dict[str, Tail] = {}
+_tails: dict[str, StreamTail] = {}
 
 
-def intern(graph: fx.Graph, autocast: Autocast, dtype: torch.dtype) -> Tail:
+def intern(graph: fx.Graph, autocast: TailAutocast, dtype: torch.dtype) -> StreamTail:
     """The tail that `graph` describes."""
     flights = tuple(node.meta.get(FLIGHT) for node in graph.find_nodes(op="placeholder"))
     key = hashlib.sha256("\n".join([*_lines(graph), str(autocast), str(dtype)]).encode()).hexdigest()[:24]
     if key not in _tails:
-        _tails[key] = Tail(key, fx.GraphModule({}, graph, "Tail"), flights, autocast, dtype)
+        _tails[key] = StreamTail(key, fx.GraphModule({}, graph, "StreamTail"), flights, autocast, dtype)
     return _tails[key]
 
 
-def tail_of(key: str) -> Tail:
+def tail_of(key: str) -> StreamTail:
     """The tail that `intern` gave this key, in this process."""
     return _tails[key]
 

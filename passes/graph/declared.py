@@ -30,7 +30,7 @@ ENDS = ("embedding", "final")
 that without a norm."""
 RETURN = "return"
 """The name of what a call returns, as in `__annotations__`."""
-Part = Literal["launch", "wait", "blocking"]
+CollectivePart = Literal["launch", "wait", "blocking"]
 KEY = "farskip_declared"
 END = "farskip_declared_end"
 NAME = "farskip_declared_name"
@@ -193,9 +193,9 @@ def is_declared(node: fx.Node) -> bool:
     return KEY in node.meta
 
 
-def part_of_a_collective(node: fx.Node) -> Part | None:
+def part_of_a_collective(node: fx.Node) -> CollectivePart | None:
     """Which part of a collective that was declared `node` is; `blocking`: all of it. None: it is none."""
-    part: Part | None = node.meta.get(COMMUNICATES)
+    part: CollectivePart | None = node.meta.get(COMMUNICATES)
     return part
 
 

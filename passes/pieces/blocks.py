@@ -30,14 +30,14 @@ from farskip_compile.passes.schedule.collectives import launches_with_waits
 
 SUMS = frozenset(["add", "sym_sum"])
 SAME_ENTRIES = ops.VIEWS | ops.COPIES | ops.CAST_OPS | {"cpu", "long", "int", "detach"}
-Entry = tuple[fx.Node, int]
+MemoryEntry = tuple[fx.Node, int]
 """A tensor, and the place of one of its entries in the order of memory."""
 Blocks = Sequence[Sequence[fx.Node]]
 """Sizes, by the other rank and the expert of the receiver."""
 
 
 @dataclass(frozen=True)
-class Exchange:
+class AllToAllBlocks:
     """One all-to-all."""
 
     launch: fx.Node
@@ -55,7 +55,7 @@ class Exchanges:
     sent: Blocks
     """On the way to the experts."""
     received: Blocks
-    members: Sequence[Exchange]
+    members: Sequence[AllToAllBlocks]
     """In the order of the graph."""
 
     @property
@@ -100,7 +100,7 @@ def _read(members: Sequence[tuple[fx.Node, list[fx.Node]]], written: Collection[
         if comms.process_group(launch) != comms.process_group(first):
             raise NotSeparableError(launch, "it goes to other ranks than the dispatch")
         blocks = _split_into(waits[0], received) if to_experts else _made_of(launch, received)
-        exchanges.append(Exchange(launch, waits[0], to_experts, blocks))
+        exchanges.append(AllToAllBlocks(launch, waits[0], to_experts, blocks))
     if all(one.to_experts for one in exchanges):
         raise NotSeparableError(first, "nothing comes back with the same sizes")
     return Exchanges(sent, received, exchanges)
@@ -119,7 +119,7 @@ def _terms(size: object) -> list[fx.Node]:
     return [term for part in parts for term in _terms(part)]  # type: ignore[union-attr]
 
 
-def _entry(number: fx.Node) -> Entry | None:
+def _entry(number: fx.Node) -> MemoryEntry | None:
     """Where an integer was read."""
     node: Any = number.args[0] if number.args else None
     name, place = ops.op_name(number), 0

@@ -30,14 +30,14 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.pieces.axis import intervals
-from farskip_compile.passes.pieces.blocks import Blocks, Exchange, Exchanges, exchanges_of
+from farskip_compile.passes.pieces.blocks import AllToAllBlocks, Blocks, Exchanges, exchanges_of
 from farskip_compile.passes.pieces.notes import note
 from farskip_compile.passes.pieces.rules import NotSeparableError
 
-HowMany = Callable[[Exchanges], int]
+ExchangeCount = Callable[[Exchanges], int]
 
 
-def cut_by_expert(graph: fx.Graph, how_many: HowMany) -> tuple[NotSeparableError, ...]:
+def cut_by_expert(graph: fx.Graph, how_many: ExchangeCount) -> tuple[NotSeparableError, ...]:
     """Cut the exchanges of `graph` whose sizes data decides, in place; returns why some stay whole."""
     found, refused = exchanges_of(graph)
     for exchanges in found:
@@ -72,7 +72,7 @@ class _Cut:
             else:
                 self._combine(one)
 
-    def _dispatch(self, exchange: Exchange) -> None:
+    def _dispatch(self, exchange: AllToAllBlocks) -> None:
         sent, received = self.exchanges.sent, self.exchanges.received
         launch, split = exchange.launch, next(iter(exchange.wait.users))
         self._at(launch)
@@ -91,7 +91,7 @@ class _Cut:
                     exchange.blocks[rank * self.exchanges.experts + expert].replace_all_uses_with(next(read))
         self._erase(*exchange.blocks, split, exchange.wait, launch)
 
-    def _combine(self, exchange: Exchange) -> None:
+    def _combine(self, exchange: AllToAllBlocks) -> None:
         sent, received = self.exchanges.sent, self.exchanges.received
         launch, whole = exchange.launch, exchange.launch.args[0]
         experts = self.exchanges.experts

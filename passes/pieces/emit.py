@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a region in pieces: each node of it once for each piece, on the rows of that piece.
 
-In:    a graph and a `Region` of it; the rows of each piece.
+In:    a graph and a `CutRegion` of it; the rows of each piece.
 Out:   the same graph. The dispatch and the combine are launched once for each piece, in the order of the pieces, all
        dispatches where the dispatch was and all combines where the combine was, so that no dispatch queues up after a
        combine of the same region. Who splits a value of the region into the rows of the pieces, such as a layer that
@@ -21,23 +21,23 @@ from torch import fx
 
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.pieces.axis import Axis, Size
-from farskip_compile.passes.pieces.region import Exchange, Region
+from farskip_compile.passes.pieces.axis import AxisSize, CutAxis
+from farskip_compile.passes.pieces.region import CutRegion, Exchange
 from farskip_compile.passes.pieces.results import Results
 from farskip_compile.passes.pieces.rules import SIZED
 
 PIECE = "farskip_piece"
 """In the meta of a node on some rows of an old node: the name of that node."""
-Rows = tuple[int, int]
+RowSpan = tuple[int, int]
 
 
-def cut(graph: fx.Graph, region: Region, rows: Sequence[Rows], results: Results) -> None:
+def cut(graph: fx.Graph, region: CutRegion, rows: Sequence[RowSpan], results: Results) -> None:
     """Cut `region` of `graph`, in place; `results` are those of the graph's other regions."""
     _Cut(graph, region, rows, results).run()
 
 
 class _Cut:
-    def __init__(self, graph: fx.Graph, region: Region, rows: Sequence[Rows], results: Results) -> None:
+    def __init__(self, graph: fx.Graph, region: CutRegion, rows: Sequence[RowSpan], results: Results) -> None:
         self.graph = graph
         self.results = results
         self.region = region
@@ -83,7 +83,7 @@ class _Cut:
             self.before = wait
             self.pieces[wait] = [self._put(wait, (one, *wait.args[1:])) for one in launched]
 
-    def _parts(self, launch: fx.Node, axis: Axis) -> list[fx.Node]:
+    def _parts(self, launch: fx.Node, axis: CutAxis) -> list[fx.Node]:
         """What is sent, cut, each piece whole in memory."""
         self.before = launch
         parts = self._cut(launch.args[0], axis)  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ class _Cut:
             made.append(self._put(node, args))
         self.pieces[node] = made
 
-    def _sizes(self, node: fx.Node, axis: Axis, rows: int) -> list[Any]:
+    def _sizes(self, node: fx.Node, axis: CutAxis, rows: int) -> list[Any]:
         """The sizes that a view of a piece names: as before, but for that of the rows."""
         sizes = list(node.args[1])  # type: ignore[arg-type]
         if sizes[axis.dim] != -1:
@@ -112,13 +112,13 @@ class _Cut:
             sizes[axis.dim] = length if isinstance(length, int) else -1
         return sizes
 
-    def _side(self, arg: fx.Node, axis: Axis) -> list[fx.Node]:
+    def _side(self, arg: fx.Node, axis: CutAxis) -> list[fx.Node]:
         key = arg, str(axis)  # a size that is a symbol has no hash
         if key not in self.sides:
             self.sides[key] = self._cut(arg, axis)
         return self.sides[key]
 
-    def _cut(self, whole: fx.Node, axis: Axis) -> list[fx.Node]:
+    def _cut(self, whole: fx.Node, axis: CutAxis) -> list[fx.Node]:
         """The rows of each piece of a whole value."""
         shape = list(ops.tensor(whole).shape)  # type: ignore[union-attr]
         alone, dim = axis.alone(shape, axis.size)
@@ -131,7 +131,7 @@ class _Cut:
             for part, (low, high) in zip(parts, self.rows, strict=True)
         ]
 
-    def _hand_out(self, node: fx.Node, axis: Axis, inside: set[fx.Node]) -> None:
+    def _hand_out(self, node: fx.Node, axis: CutAxis, inside: set[fx.Node]) -> None:
         """Give the pieces to readers outside of the region that split `node` into just these."""
         shape, lengths = list(ops.tensor(node).shape), [high - low for low, high in self.rows]  # type: ignore[union-attr]
         for reader in [user for user in node.users if user not in inside]:
@@ -148,7 +148,7 @@ class _Cut:
             if is_view and not reader.users:
                 self.graph.erase_node(reader)
 
-    def _join(self, node: fx.Node, axis: Axis, inside: set[fx.Node]) -> None:
+    def _join(self, node: fx.Node, axis: CutAxis, inside: set[fx.Node]) -> None:
         """Give the readers outside of the region the whole of `node`."""
         self.before = node.next
         shape = list(ops.tensor(node).shape)  # type: ignore[union-attr]
@@ -174,7 +174,7 @@ class _Cut:
         new.meta = {**old.meta, **new.meta, PIECE: old.name}
         return new
 
-    def _reshape(self, node: fx.Node, shape: Sequence[Size]) -> fx.Node:
+    def _reshape(self, node: fx.Node, shape: Sequence[AxisSize]) -> fx.Node:
         return self._call(torch.ops.aten.reshape.default, node, [one if isinstance(one, int) else -1 for one in shape])
 
     def _call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
@@ -189,7 +189,7 @@ class _Cut:
         return new
 
 
-def _splits(node: fx.Node, axis: Axis, shape: Sequence[Size], lengths: Sequence[int]) -> bool:
+def _splits(node: fx.Node, axis: CutAxis, shape: Sequence[AxisSize], lengths: Sequence[int]) -> bool:
     """Whether `node` splits a value of this shape, or a view of it, into so many rows of `axis` each."""
     if node.target is not torch.ops.aten.split_with_sizes.default:
         return False

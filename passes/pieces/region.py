@@ -2,7 +2,7 @@
 """The region of an exchange: what stands between a dispatch and its combine, if rows pass through it apart.
 
 In:    a post-grad graph, forward or backward; how many pieces are asked for.
-Out:   for each pair of exchanges a `Region` that can be cut, or a `NotSeparableError` that names the node at fault.
+Out:   for each pair of exchanges a `CutRegion` that can be cut, or a `NotSeparableError` that names the node at fault.
 Never: changes the graph; goes by names of models, modules or parameters.
 
 Algorithm:
@@ -24,7 +24,7 @@ from torch import fx
 
 from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.walk import spread, walk_back
-from farskip_compile.passes.pieces.axis import Axis, Size, axes_of, quotient
+from farskip_compile.passes.pieces.axis import AxisSize, CutAxis, axes_of, quotient
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import SIZED, NotSeparableError, carry
 from farskip_compile.passes.schedule.collectives import launches_with_waits
@@ -56,18 +56,18 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Region:
+class CutRegion:
     """What can be cut, and along which axis each value in it."""
 
     dispatch: Exchange
     combine: Exchange
     inside: Sequence[fx.Node]
     """In graph order."""
-    axis: Axis
+    axis: CutAxis
     """Of what is dispatched, and of what comes of it."""
-    axes: dict[fx.Node, Axis]
+    axes: dict[fx.Node, CutAxis]
     """Of the values inside, and of the waits of the dispatch."""
-    sides: dict[tuple[fx.Node, fx.Node], Axis]
+    sides: dict[tuple[fx.Node, fx.Node], CutAxis]
     """By reader: axes of values from outside that are cut for it."""
 
 
@@ -114,7 +114,7 @@ def _between(dispatch: Exchange, launch: fx.Node, span: Sequence[fx.Node]) -> li
     return [node for node in span if node in leads]
 
 
-def find_region(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node], pieces: int) -> Region:
+def find_region(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node], pieces: int) -> CutRegion:
     """Steps 2 and 3.
 
     Raises:
@@ -138,7 +138,7 @@ def find_region(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node]
     raise max(refusals, key=lambda refusal: place.get(refusal.node, -1))
 
 
-def candidates(waits: Iterable[fx.Node], ranks: int, pieces: int) -> list[Axis]:
+def candidates(waits: Iterable[fx.Node], ranks: int, pieces: int) -> list[CutAxis]:
     """The axes along which what is waited for, which comes from as many ranks, has that many pieces: the best first."""
     shapes, views = [], list(waits)
     for view in views:  # grows
@@ -150,9 +150,9 @@ def candidates(waits: Iterable[fx.Node], ranks: int, pieces: int) -> list[Axis]:
     return sorted(found, key=lambda axis: axis.size % pieces != 0)
 
 
-def _follow(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node], axis: Axis, ranks: int) -> Region:
+def _follow(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node], axis: CutAxis, ranks: int) -> CutRegion:
     axes = dict.fromkeys(dispatch.waits, axis)
-    sides: dict[tuple[fx.Node, fx.Node], Axis] = {}
+    sides: dict[tuple[fx.Node, fx.Node], CutAxis] = {}
     for node in inside:
         carried = carry(node, axes)
         axes[node] = carried.axis
@@ -169,10 +169,10 @@ def _follow(dispatch: Exchange, combine: Exchange, inside: Sequence[fx.Node], ax
         symbol = bool(sizes) and not isinstance(axes[node].scaled(_shape(node), 1)[axes[node].dim], int)
         if symbol and sum(size == -1 for place, size in enumerate(sizes) if place != axes[node].dim):  # type: ignore[arg-type]
             raise NotSeparableError(node, "the size that changes is a symbol, and another one is left open")
-    return Region(dispatch, combine, inside, axis, axes, sides)
+    return CutRegion(dispatch, combine, inside, axis, axes, sides)
 
 
-def _shape(node: fx.Node) -> Sequence[Size]:
+def _shape(node: fx.Node) -> Sequence[AxisSize]:
     value = ops.tensor(node)
     assert value is not None
     return value.shape

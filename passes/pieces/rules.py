@@ -5,8 +5,8 @@ Contract: `carry` answers for one ATen node, from where the rows are in its inpu
 an operator is named because rows of its result need the same rows of its inputs and no others.
 
 In:    a node; the axis of each of its inputs that holds the rows.
-Out:   `Carried`: the axis of the result, and of the inputs from outside of the region that must be cut with it (a saved
-       activation, the weights of the experts if these are the rows); or the reason why not.
+Out:   `CarriedAxis`: the axis of the result, and of the inputs from outside of the region that must be cut with it (a
+       saved activation, the weights of the experts if these are the rows); or the reason why not.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload, same_dim
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.pieces.axis import Axis, same, viewed
+from farskip_compile.passes.pieces.axis import CutAxis, same, viewed
 
-Axes = Mapping[fx.Node, Axis]
+AxisByNode = Mapping[fx.Node, CutAxis]
 
 
 class NotSeparableError(Exception):
@@ -36,14 +36,14 @@ class NotSeparableError(Exception):
 
 
 @dataclass(frozen=True)
-class Carried:
+class CarriedAxis:
     """What follows for a node."""
 
-    axis: Axis
-    sides: Axes = field(default_factory=dict)
+    axis: CutAxis
+    sides: AxisByNode = field(default_factory=dict)
 
 
-def carry(node: fx.Node, axes: Axes) -> Carried:
+def carry(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     """Where the rows are in the result of `node`.
 
     Raises:
@@ -67,7 +67,7 @@ def _shape(node: fx.Node) -> Sequence[int | torch.SymInt]:
     return value.shape
 
 
-def _only(node: fx.Node, axes: Axes) -> tuple[fx.Node, Axis]:
+def _only(node: fx.Node, axes: AxisByNode) -> tuple[fx.Node, CutAxis]:
     """The one input with rows, of an operator that must have no other."""
     held = [arg for arg in node.all_input_nodes if arg in axes]
     if len(held) != 1 or node.args[0] is not held[0]:
@@ -75,10 +75,10 @@ def _only(node: fx.Node, axes: Axes) -> tuple[fx.Node, Axis]:
     return held[0], axes[held[0]]
 
 
-def _pointwise(node: fx.Node, axes: Axes) -> Carried:
+def _pointwise(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     """Entries at one place, after broadcasting, make the entry there."""
     out = _shape(node)
-    found: Axis | None = None
+    found: CutAxis | None = None
     for arg in node.all_input_nodes:
         if arg in axes:
             here = axes[arg].moved(axes[arg].dim + len(out) - len(_shape(arg)))
@@ -97,42 +97,42 @@ def _pointwise(node: fx.Node, axes: Axes) -> Carried:
         if not same_dim(value.shape[dim], out[found.dim]):
             raise NotSeparableError(node, f"it broadcasts {arg.name!r} along the rows")
         sides[arg] = found.moved(dim)
-    return Carried(found, sides)
+    return CarriedAxis(found, sides)
 
 
-def _view(node: fx.Node, axes: Axes) -> Carried:
+def _view(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     source, axis = _only(node, axes)
     if ops.tensor(source).dtype != ops.tensor(node).dtype:  # type: ignore[union-attr]
         raise NotSeparableError(node, "it takes the bits for numbers of another type")
     found = viewed(axis, _shape(source), _shape(node))
     if found is None:
         raise NotSeparableError(node, "the view tears rows apart")
-    return Carried(found)
+    return CarriedAxis(found)
 
 
-def _permute(node: fx.Node, axes: Axes) -> Carried:
+def _permute(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     _, axis = _only(node, axes)
     rank = len(_shape(node))
     order = [dim % rank for dim in node.args[1]]  # type: ignore[union-attr,operator]
-    return Carried(axis.moved(order.index(axis.dim)))
+    return CarriedAxis(axis.moved(order.index(axis.dim)))
 
 
-def _transpose(node: fx.Node, axes: Axes) -> Carried:
+def _transpose(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     source, axis = _only(node, axes)
     rank = len(_shape(source))
     a, b = (int(dim) % rank for dim in node.args[1:3] or (0, 1))  # type: ignore[arg-type]
-    return Carried(axis.moved({a: b, b: a}.get(axis.dim, axis.dim)))
+    return CarriedAxis(axis.moved({a: b, b: a}.get(axis.dim, axis.dim)))
 
 
-def _expand(node: fx.Node, axes: Axes) -> Carried:
+def _expand(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     source, axis = _only(node, axes)
-    return Carried(axis.moved(axis.dim + len(_shape(node)) - len(_shape(source))))
+    return CarriedAxis(axis.moved(axis.dim + len(_shape(node)) - len(_shape(source))))
 
 
-def _along(position: int, default: int | None = None) -> Callable[[fx.Node, Axes], Carried]:
+def _along(position: int, default: int | None = None) -> Callable[[fx.Node, AxisByNode], CarriedAxis]:
     """Entries along some dimensions meet, or are picked: not along that of the rows."""
 
-    def rule(node: fx.Node, axes: Axes) -> Carried:
+    def rule(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
         source, axis = _only(node, axes)
         before, after = len(_shape(source)), len(_shape(node))
         given = node.args[position] if len(node.args) > position else default
@@ -143,21 +143,21 @@ def _along(position: int, default: int | None = None) -> Callable[[fx.Node, Axes
         if axis.dim in gone:
             raise NotSeparableError(node, "it works along the rows")
         shift = sum(dim < axis.dim for dim in gone) if after < before else 0
-        return Carried(axis.moved(axis.dim - shift))
+        return CarriedAxis(axis.moved(axis.dim - shift))
 
     return rule
 
 
-def _padded(node: fx.Node, axes: Axes) -> Carried:
+def _padded(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     source, axis = _only(node, axes)
     amounts = list(node.args[1])  # type: ignore[arg-type]
     place = 2 * (len(_shape(source)) - 1 - axis.dim)
     if any(amounts[place : place + 2]):
         raise NotSeparableError(node, "it pads the rows")
-    return Carried(axis)
+    return CarriedAxis(axis)
 
 
-def _joined(node: fx.Node, axes: Axes) -> Carried:
+def _joined(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
     """All parts hold the rows, or must be cut; they are joined along another dimension."""
     parts = node.args[0]
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
@@ -166,16 +166,16 @@ def _joined(node: fx.Node, axes: Axes) -> Carried:
         raise NotSeparableError(node, "its parts have their rows along different dimensions")
     if dim % len(_shape(node)) == found[0].dim:
         raise NotSeparableError(node, "it joins along the rows")
-    return Carried(found[0], {part: found[0] for part in node.all_input_nodes if part not in axes})
+    return CarriedAxis(found[0], {part: found[0] for part in node.all_input_nodes if part not in axes})
 
 
-def _product(left: int, right: int) -> Callable[[fx.Node, Axes], Carried]:
+def _product(left: int, right: int) -> Callable[[fx.Node, AxisByNode], CarriedAxis]:
     """A product of matrices, or of stacks of them. `left`, `right`: positions of the two.
 
     The rows may be rows of the left one, columns of the right one, or the matrices of a stack.
     """
 
-    def rule(node: fx.Node, axes: Axes) -> Carried:
+    def rule(node: fx.Node, axes: AxisByNode) -> CarriedAxis:
         a, b = node.args[left], node.args[right]
         assert isinstance(a, fx.Node)
         assert isinstance(b, fx.Node)
@@ -187,17 +187,17 @@ def _product(left: int, right: int) -> Callable[[fx.Node, Axes], Carried]:
             first, *rest = found.values()
             if any(not same(first, one) for one in rest):
                 raise NotSeparableError(node, "its factors have their rows along different dimensions")
-            return Carried(first, {arg: first for arg in (a, b) if arg not in axes} | _bias(node, (a, b), first))
+            return CarriedAxis(first, {arg: first for arg in (a, b) if arg not in axes} | _bias(node, (a, b), first))
         if len(found) == 1 and a in axes and axes[a].dim == stack:
-            return Carried(axes[a], _bias(node, (a, b), axes[a]))
+            return CarriedAxis(axes[a], _bias(node, (a, b), axes[a]))
         if len(found) == 1 and b in axes and axes[b].dim == stack + 1:
-            return Carried(axes[b], _bias(node, (a, b), axes[b]))
+            return CarriedAxis(axes[b], _bias(node, (a, b), axes[b]))
         raise NotSeparableError(node, "it sums over the rows")
 
     return rule
 
 
-def _bias(node: fx.Node, factors: Sequence[fx.Node], axis: Axis) -> dict[fx.Node, Axis]:
+def _bias(node: fx.Node, factors: Sequence[fx.Node], axis: CutAxis) -> dict[fx.Node, CutAxis]:
     """What is added to a product, if it has a value for each row."""
     rank = len(_shape(node))
     added = {}
@@ -211,7 +211,7 @@ def _bias(node: fx.Node, factors: Sequence[fx.Node], axis: Axis) -> dict[fx.Node
     return added
 
 
-RULES: dict[str, Callable[[fx.Node, Axes], Carried]] = {
+RULES: dict[str, Callable[[fx.Node, AxisByNode], CarriedAxis]] = {
     **dict.fromkeys(["view", "reshape", "_unsafe_view", "squeeze", "unsqueeze"], _view),
     **dict.fromkeys(["clone", "alias", "detach", "convert_element_type", "_to_copy", "fma"], _pointwise),
     "_c10d_functional::wait_tensor": _pointwise,

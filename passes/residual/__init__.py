@@ -27,7 +27,7 @@ from farskip_compile.passes.residual.kinds import Finding, classify
 from farskip_compile.passes.residual.regions import Region, reads
 from farskip_compile.passes.residual.stack import Stack, read_stack
 from farskip_compile.passes.residual.stream import Stream
-from farskip_compile.passes.residual.table import LETTERS, ROW_NAMES, Kind, Step, SubBlock, Table, Term
+from farskip_compile.passes.residual.table import LETTERS, ROW_NAMES, OperatorStep, SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 
 
@@ -73,7 +73,7 @@ def read_table(graph: fx.Graph) -> Reading | None:
 
 def _refuse_readless(stream: Stream, regions: list[Region], findings: list[Finding]) -> None:
     for region, finding in zip(regions, findings, strict=True):
-        here = finding.kind is not Kind.EMBEDDING and finding.carried is None
+        here = finding.kind is not TermKind.EMBEDDING and finding.carried is None
         if here and not region.read_values:
             raise NotASumError(
                 "a term of the residual sum reads no residual value: the stream is normalised, mixed or cut before it",
@@ -91,7 +91,7 @@ def _group(stream: Stream, regions: list[Region], findings: list[Finding]) -> li
     groups: list[_Group] = []
     latest: dict[bool, _Group] = {}
     for index in sorted(range(len(regions)), key=key):
-        if findings[index].kind is Kind.EMBEDDING or findings[index].carried is not None:
+        if findings[index].kind is TermKind.EMBEDDING or findings[index].carried is not None:
             continue
         mixes = findings[index].kind.mixes_tokens
         terms_read = reads(stream, regions[index])
@@ -128,17 +128,17 @@ def _assign_layers(groups: list[_Group]) -> None:
         group.layer = layer
 
 
-def _with_shared(groups: list[_Group], findings: list[Finding]) -> list[Kind]:
+def _with_shared(groups: list[_Group], findings: list[Finding]) -> list[TermKind]:
     kinds = [finding.kind for finding in findings]
     for group in groups:
-        if any(kinds[index] is Kind.ROUTED for index in group.terms):
+        if any(kinds[index] is TermKind.ROUTED for index in group.terms):
             for index in group.terms:
-                kinds[index] = Kind.SHARED if kinds[index] is Kind.DENSE else kinds[index]
+                kinds[index] = TermKind.SHARED if kinds[index] is TermKind.DENSE else kinds[index]
     return kinds
 
 
 def _name_terms(
-    stream: Stream, regions: list[Region], findings: list[Finding], groups: list[_Group], kinds: list[Kind]
+    stream: Stream, regions: list[Region], findings: list[Finding], groups: list[_Group], kinds: list[TermKind]
 ) -> tuple[Term, ...]:
     layer_of = {index: group.layer for group in groups for index in group.terms}
     last = -1 if not groups or groups[0].mixes else 0  # the layer that an earlier graph has begun last
@@ -147,7 +147,7 @@ def _name_terms(
     for index, (region, finding, kind) in enumerate(zip(regions, findings, kinds, strict=True)):
         known = finding.carried
         layer = layer_of.get(index, 0) if known is None else last - known.age
-        stem = LETTERS[kind] if kind is Kind.EMBEDDING else f"{LETTERS[kind]}{layer}"
+        stem = LETTERS[kind] if kind is TermKind.EMBEDDING else f"{LETTERS[kind]}{layer}"
         name = f"{stem}.{taken[stem]}" if taken[stem] else stem
         taken[stem] += 1
         terms.append(
@@ -168,8 +168,8 @@ def _name_terms(
     return tuple(terms)
 
 
-def _step(node: fx.Node | None, layer: int) -> Step | None:
-    return Step(user_calls.shown(node), user_calls.where(node, layer)) if node is not None else None
+def _step(node: fx.Node | None, layer: int) -> OperatorStep | None:
+    return OperatorStep(user_calls.shown(node), user_calls.where(node, layer)) if node is not None else None
 
 
 def _collectives(stream: Stream, region: Region) -> tuple[str, ...]:
@@ -182,12 +182,12 @@ def _collectives(stream: Stream, region: Region) -> tuple[str, ...]:
     return tuple(name for node in sorted(nodes, key=lambda n: stream.order[n]) for name in collectives_of(node))
 
 
-def _name_rows(groups: list[_Group], kinds: list[Kind]) -> tuple[SubBlock, ...]:
+def _name_rows(groups: list[_Group], kinds: list[TermKind]) -> tuple[SubBlock, ...]:
     taken: Counter[str] = Counter()
     rows = []
     for group in groups:
         members = [kinds[index] for index in group.terms]
-        kind = next((k for k in (Kind.ATTENTION, Kind.ROUTED, Kind.MIXER) if k in members), Kind.DENSE)
+        kind = next((k for k in (TermKind.ATTENTION, TermKind.ROUTED, TermKind.MIXER) if k in members), TermKind.DENSE)
         stem = f"{ROW_NAMES[kind]}.{group.layer}"
         name = f"{stem}.{taken[stem]}" if taken[stem] else stem
         taken[stem] += 1

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile.passes.residual.table import Kind
+from farskip_compile.passes.residual.table import TermKind
 
 KEY = "farskip_carried"
 """Of a node's `meta`."""
 
 
 @dataclass(frozen=True)
-class Carried:
+class CarriedValue:
     """A value of an earlier graph."""
 
-    kind: Kind
+    kind: TermKind
     """EMBEDDING for what does not come in apart: all other terms."""
     places: tuple[int, ...] = ()
     """Places of what it holds among the terms that left the earlier graph apart; none if it is settled."""
@@ -35,6 +35,6 @@ class Carried:
     model."""
 
 
-def carried(nodes: Iterable[fx.Node]) -> Carried | None:
+def carried(nodes: Iterable[fx.Node]) -> CarriedValue | None:
     """What is known of the first of `nodes` of which something is."""
     return next((node.meta[KEY] for node in nodes if KEY in node.meta), None)

@@ -2,7 +2,7 @@
 """What is known of each node before any region is named: six facts, by dataflow alone.
 
 In:    a graph and its `Stream`.
-Out:   `Facts`.
+Out:   `KindFacts`.
 Never: reads module names, class names or parameter names.
 
 Each fact is spread forward from where it begins; all but the first stop at residual values:
@@ -28,7 +28,7 @@ from farskip_compile.passes.residual.stream import Stream
 
 
 @dataclass(frozen=True)
-class Facts:
+class KindFacts:
     """The six facts, as sets of nodes."""
 
     stream: Stream
@@ -40,7 +40,7 @@ class Facts:
     worked: Set[fx.Node]
 
 
-def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
+def gather_facts(stream: Stream, graph: fx.Graph) -> KindFacts:
     """Collect the facts about `graph`."""
     cut = set(stream.tree) | set(stream.values)
     inner = cut - set(stream.leaves[1:])
@@ -79,10 +79,10 @@ def gather_facts(stream: Stream, graph: fx.Graph) -> Facts:
             return True
         return node in products and is_projection(node) and not selected.isdisjoint(stream.inputs(node))
 
-    return Facts(stream, weight, selected, scored, met, projected, spread(calls, works, sources.__getitem__))
+    return KindFacts(stream, weight, selected, scored, met, projected, spread(calls, works, sources.__getitem__))
 
 
-def is_result(facts: Facts, node: fx.Node) -> bool:
+def is_result(facts: KindFacts, node: fx.Node) -> bool:
     """Whether an attention or routed experts have computed `node`."""
     return node in facts.worked and ops.is_floating(node)
 

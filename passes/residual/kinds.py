@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What kind of sub-block computes a term: decided by dataflow alone.
 
-In:    the `Stream` of a graph, the `Facts` about its nodes and the `Region` of each term.
+In:    the `Stream` of a graph, the `KindFacts` about its nodes and the `Region` of each term.
 Out:   for each term a `Finding`: kind, evidence (the node that decided), and whether a routed term holds its shared
        expert inside.
 Never: reads module names, class names or parameter names.
@@ -28,12 +28,12 @@ from torch import fx
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.graph.declared import declared, declared_name
-from farskip_compile.passes.residual.carried import Carried, carried
-from farskip_compile.passes.residual.facts import Facts, picked_data
+from farskip_compile.passes.residual.carried import CarriedValue, carried
+from farskip_compile.passes.residual.facts import KindFacts, picked_data
 from farskip_compile.passes.residual.regions import Region
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.sums import images_of
-from farskip_compile.passes.residual.table import Kind
+from farskip_compile.passes.residual.table import TermKind
 
 PICKS_ROWS = frozenset(["index", "getitem", "index_select", "embedding"])
 PICKS_ENTRIES = frozenset(["gather", "take_along_dim"])
@@ -44,61 +44,61 @@ PICKS_ENTRIES = frozenset(["gather", "take_along_dim"])
 class Finding:
     """The kind of a term and what shows it."""
 
-    kind: Kind
+    kind: TermKind
     evidence: str
     node: fx.Node | None = None
     shared_inside: fx.Node | None = None
     """The sum of routed and shared output that lies inside the term, before a step that can't be split."""
     inseparable: fx.Node | None = None
     """The step after that sum that is neither linear nor a normalisation."""
-    carried: Carried | None = None
+    carried: CarriedValue | None = None
     """It was computed in another graph."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class KindEvidence:
     """What a node may show about the kind of the term that it computes."""
 
     text: str
     """For reports; may name the `{operator}`, and what was `{declared}`."""
-    holds: Callable[[Facts, fx.Node], bool]
+    holds: Callable[[KindFacts, fx.Node], bool]
 
 
 # Step 1
 
 
-def _is_softmax_of_scores(facts: Facts, node: fx.Node) -> bool:
+def _is_softmax_of_scores(facts: KindFacts, node: fx.Node) -> bool:
     return "softmax" in ops.op_name(node) and not facts.met.isdisjoint(node.all_input_nodes)
 
 
-def _is_product_of_activations(facts: Facts, node: fx.Node) -> bool:
+def _is_product_of_activations(facts: KindFacts, node: fx.Node) -> bool:
     return ops.is_matmul(node) and node in facts.scored
 
 
-def _is_cumsum_along_tokens(facts: Facts, node: fx.Node) -> bool:
+def _is_cumsum_along_tokens(facts: KindFacts, node: fx.Node) -> bool:
     return ops.op_name(node) == "cumsum" and node not in facts.selected and ops.is_floating(node)
 
 
-def _selects_groups(facts: Facts, node: fx.Node) -> bool:
+def _selects_groups(facts: KindFacts, node: fx.Node) -> bool:
     return "grouped" in ops.op_name(node) and bool(_weights_of_product(facts, node))
 
 
-def _meets_stacked_weights(facts: Facts, node: fx.Node) -> bool:
+def _meets_stacked_weights(facts: KindFacts, node: fx.Node) -> bool:
     return any(weight.dim() >= 3 for weight in _weights_of_product(facts, node))
 
 
-def _weights_of_product(facts: Facts, node: fx.Node) -> list[torch.Tensor]:
+def _weights_of_product(facts: KindFacts, node: fx.Node) -> list[torch.Tensor]:
     if not ops.is_matmul(node):
         return []
     return [value for arg in node.all_input_nodes if arg in facts.weight and (value := ops.tensor(arg)) is not None]
 
 
-def _picks_weight(facts: Facts, node: fx.Node) -> bool:
+def _picks_weight(facts: KindFacts, node: fx.Node) -> bool:
     data = _data_picked_by_selection(facts, node)
     return data is not None and data in facts.weight
 
 
-def _picks_token_rows(facts: Facts, node: fx.Node) -> bool:
+def _picks_token_rows(facts: KindFacts, node: fx.Node) -> bool:
     data = _data_picked_by_selection(facts, node)
     if data is None or data in facts.weight or not _picks_whole_rows(node):
         return False
@@ -111,7 +111,7 @@ def _picks_whole_rows(node: fx.Node) -> bool:
     return ops.op_name(node) in PICKS_ROWS
 
 
-def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
+def _data_picked_by_selection(facts: KindFacts, node: fx.Node) -> fx.Node | None:
     """What a selected index picks elements of."""
     data = picked_data(node) if ops.op_name(node) in ops.INDEX_OPS else None
     if data is None or data in facts.selected or not ops.is_floating(data):
@@ -119,11 +119,11 @@ def _data_picked_by_selection(facts: Facts, node: fx.Node) -> fx.Node | None:
     return None if facts.selected.isdisjoint(node.all_input_nodes) else data
 
 
-def _scales_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
+def _scales_by_selected_gate(facts: KindFacts, node: fx.Node) -> bool:
     return any(value in facts.projected for value in _scaled_by_selected_gates(facts, node))
 
 
-def _scales_tokens_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
+def _scales_tokens_by_selected_gate(facts: KindFacts, node: fx.Node) -> bool:
     stream = facts.stream
     return any(
         one in stream.depends or stream.is_residual(one) or one in facts.weight or ops.is_zeros(one)
@@ -131,7 +131,7 @@ def _scales_tokens_by_selected_gate(facts: Facts, node: fx.Node) -> bool:
     )
 
 
-def _scaled_by_selected_gates(facts: Facts, node: fx.Node) -> list[fx.Node]:
+def _scaled_by_selected_gates(facts: KindFacts, node: fx.Node) -> list[fx.Node]:
     """Return what a product scales by one number for each token that depends on a selection, as the value does not."""
     if ops.op_name(node) != "mul" or len(node.args) != 2:
         return []
@@ -146,7 +146,7 @@ def _scaled_by_selected_gates(facts: Facts, node: fx.Node) -> list[fx.Node]:
     ]
 
 
-def _meets_selected_mask(facts: Facts, node: fx.Node) -> bool:
+def _meets_selected_mask(facts: KindFacts, node: fx.Node) -> bool:
     """A product of a mask that a selection made with activations that it did not touch: dispatch or combine."""
     if not ops.is_matmul(node):
         return False
@@ -157,33 +157,35 @@ def _meets_selected_mask(facts: Facts, node: fx.Node) -> bool:
 
 
 ATTENTION = (
-    Evidence("{operator}", lambda facts, node: ops.is_attention(node)),
-    Evidence("softmax of a product of two activations", _is_softmax_of_scores),
+    KindEvidence("{operator}", lambda facts, node: ops.is_attention(node)),
+    KindEvidence("softmax of a product of two activations", _is_softmax_of_scores),
 )
 MIXER = (
-    Evidence("{operator} in {declared}, declared as a mixer", lambda facts, node: declared(node) == "mixer"),
-    Evidence("{operator} along tokens", lambda facts, node: ops.is_scan(node)),
-    Evidence("product of two activations", _is_product_of_activations),
-    Evidence("cumsum along tokens", _is_cumsum_along_tokens),
+    KindEvidence("{operator} in {declared}, declared as a mixer", lambda facts, node: declared(node) == "mixer"),
+    KindEvidence("{operator} along tokens", lambda facts, node: ops.is_scan(node)),
+    KindEvidence("product of two activations", _is_product_of_activations),
+    KindEvidence("cumsum along tokens", _is_cumsum_along_tokens),
 )
 EXCHANGE = (
-    Evidence("all-to-all of tokens", lambda facts, node: comms.is_all_to_all(node)),
-    Evidence("{operator} was declared as an exchange", lambda facts, node: declared(node) == "exchange"),
+    KindEvidence("all-to-all of tokens", lambda facts, node: comms.is_all_to_all(node)),
+    KindEvidence("{operator} was declared as an exchange", lambda facts, node: declared(node) == "exchange"),
 )
 EXPERTS = (
-    Evidence("{operator} was declared as routed", lambda facts, node: declared(node) == "routed"),
-    Evidence("top-k selects groups of {operator}", _selects_groups),
-    Evidence("top-k decides what meets a stacked expert weight", _meets_stacked_weights),
-    Evidence("top-k picks the expert weight", _picks_weight),
-    Evidence("top-k picks token rows", _picks_token_rows),
-    Evidence("a selected mask meets the tokens, or what experts made of them", _meets_selected_mask),
-    Evidence("a selected gate scales an expert's output per token", _scales_by_selected_gate),
+    KindEvidence("{operator} was declared as routed", lambda facts, node: declared(node) == "routed"),
+    KindEvidence("top-k selects groups of {operator}", _selects_groups),
+    KindEvidence("top-k decides what meets a stacked expert weight", _meets_stacked_weights),
+    KindEvidence("top-k picks the expert weight", _picks_weight),
+    KindEvidence("top-k picks token rows", _picks_token_rows),
+    KindEvidence("a selected mask meets the tokens, or what experts made of them", _meets_selected_mask),
+    KindEvidence("a selected gate scales an expert's output per token", _scales_by_selected_gate),
 )
-COPIES = (Evidence("a selected gate scales tokens, a weight or zeros as they are", _scales_tokens_by_selected_gate),)
+COPIES = (
+    KindEvidence("a selected gate scales tokens, a weight or zeros as they are", _scales_tokens_by_selected_gate),
+)
 """Experts without computation, if a term shows no others."""
 
 
-def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
+def classify(stream: Stream, facts: KindFacts, region: Region) -> Finding:
     """The kind of the term that `region` computes.
 
     Raises:
@@ -191,16 +193,16 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
     """
     if not region.owned:
         known = carried(images_of(region.leaf, stream.below))
-        if known is not None and known.kind is not Kind.EMBEDDING:
+        if known is not None and known.kind is not TermKind.EMBEDDING:
             return Finding(known.kind, known.evidence, region.leaf, carried=known)
-        return Finding(Kind.EMBEDDING, "reads no residual value")
+        return Finding(TermKind.EMBEDDING, "reads no residual value")
     nodes = sorted(region.owned, key=stream.order.__getitem__)
-    if attention := _first(ATTENTION, Kind.ATTENTION, facts, nodes):
+    if attention := _first(ATTENTION, TermKind.ATTENTION, facts, nodes):
         return attention
-    mixing = _first(MIXER, Kind.MIXER, facts, nodes)
-    routing = _first(EXCHANGE, Kind.ROUTED, facts, region.owned)
+    mixing = _first(MIXER, TermKind.MIXER, facts, nodes)
+    routing = _first(EXCHANGE, TermKind.ROUTED, facts, region.owned)
     if routing is None and region.leaf in facts.selected:
-        routing = _first(EXPERTS, Kind.ROUTED, facts, nodes) or _first(COPIES, Kind.ROUTED, facts, nodes)
+        routing = _first(EXPERTS, TermKind.ROUTED, facts, nodes) or _first(COPIES, TermKind.ROUTED, facts, nodes)
     behind = _scans_behind(facts, nodes)
     if mixing is not None and routing is not None and not _are_behind_experts(facts, behind):
         raise UnsupportedPatternError(
@@ -213,9 +215,9 @@ def classify(stream: Stream, facts: Facts, region: Region) -> Finding:
         return _with_shared_inside(facts, region, routing)
     if behind:
         return Finding(
-            Kind.DENSE, f"{user_calls.shown(behind[0])} along tokens behind a feed-forward network", behind[0]
+            TermKind.DENSE, f"{user_calls.shown(behind[0])} along tokens behind a feed-forward network", behind[0]
         )
-    return mixing or Finding(Kind.DENSE, "no token mixing, no selection", region.leaf)
+    return mixing or Finding(TermKind.DENSE, "no token mixing, no selection", region.leaf)
 
 
 def _drop(mixing: Finding) -> str:
@@ -224,13 +226,13 @@ def _drop(mixing: Finding) -> str:
     return f"drop {declared_name(mixing.node)!r} from `kinds` if it does not mix tokens; "
 
 
-def _are_behind_experts(facts: Facts, scans: Collection[fx.Node]) -> bool:
+def _are_behind_experts(facts: KindFacts, scans: Collection[fx.Node]) -> bool:
     """Whether all of `scans`, which are some, work on what depends on a selection."""
     results = [not facts.selected.isdisjoint(node.all_input_nodes) for node in scans]
     return bool(results) and all(results)
 
 
-def _scans_behind(facts: Facts, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+def _scans_behind(facts: KindFacts, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     """The convolutions and scans along tokens, if nothing else mixes these and they stand behind a feed-forward
     network: weights of weights before them, no weights after them."""
     mixing = [node for node in nodes if any(one.holds(facts, node) for one in MIXER)]
@@ -248,7 +250,9 @@ def _scans_behind(facts: Facts, nodes: Sequence[fx.Node]) -> list[fx.Node]:
     return mixing
 
 
-def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterable[fx.Node]) -> Finding | None:
+def _first(
+    evidence: Iterable[KindEvidence], kind: TermKind, facts: KindFacts, nodes: Iterable[fx.Node]
+) -> Finding | None:
     """What the first node shows that shows anything."""
     found = ((one, node) for node in nodes for one in evidence if one.holds(facts, node))
     first = next(found, None)
@@ -261,7 +265,7 @@ def _first(evidence: Iterable[Evidence], kind: Kind, facts: Facts, nodes: Iterab
 # Step 2
 
 
-def _with_shared_inside(facts: Facts, region: Region, routing: Finding) -> Finding:
+def _with_shared_inside(facts: KindFacts, region: Region, routing: Finding) -> Finding:
     """`routing`; walks back to a sum of routed and shared output inside the term, and notes what follows that sum."""
     owned = set(region.owned)
     path: list[fx.Node] = []
@@ -277,7 +281,7 @@ def _with_shared_inside(facts: Facts, region: Region, routing: Finding) -> Findi
     return routing
 
 
-def _adds_unselected_product(facts: Facts, node: fx.Node) -> bool:
+def _adds_unselected_product(facts: KindFacts, node: fx.Node) -> bool:
     """Whether `node` is a sum of which exactly one summand is a product that no selection has touched."""
     return ops.is_sum(node) and sum(arg in facts.projected and arg not in facts.selected for arg in node.args) == 1
 

@@ -24,7 +24,7 @@ from torch import fx
 from farskip_compile.errors import NotASumError, UnsupportedPatternError, Where
 from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.passes.residual.facts import Facts, gather_facts, is_result
+from farskip_compile.passes.residual.facts import KindFacts, gather_facts, is_result
 from farskip_compile.passes.residual.not_a_sum import not_a_sum
 from farskip_compile.passes.residual.regions import NO_SIDE_CHANNELS, Region, SideChannels, find_regions
 from farskip_compile.passes.residual.stream import Stream, read_stream
@@ -40,7 +40,7 @@ class Stack:
     """By term index."""
 
     @cached_property
-    def facts(self) -> Facts:
+    def facts(self) -> KindFacts:
         """What is known of each node; gathered when it is asked for, since not every reader does."""
         return gather_facts(self.stream, self.stream.root.graph)
 

@@ -27,7 +27,7 @@ from farskip_compile.passes.residual.carried import carried
 
 SKIP_AN_INPUT = ops.LIKE | {"view_as", "added_alone"}
 Summands = dict[fx.Node, tuple[fx.Node, ...]]
-Uses = dict[fx.Node, tuple[fx.Node, ...]]
+UsesByNode = dict[fx.Node, tuple[fx.Node, ...]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Dataflow:
     """Position of each node in the graph."""
     after: Mapping[fx.Node, tuple[fx.Node, ...]]
     """Writes that a node depends on through memory (`mutation_edges`)."""
-    uses: Uses
+    uses: UsesByNode
     """The nodes whose data a node depends on: memory writes included, shape-only arguments excluded."""
     constant: frozenset[fx.Node]
     """Nodes that depend on parameters, buffers and literals only, not on an input of the call."""
@@ -55,7 +55,7 @@ def read_dataflow(graph: fx.Graph) -> Dataflow:
     """Gather the dependences of `graph` in one walk."""
     nodes = list(graph.nodes)
     after = mutation_edges(graph)
-    uses: Uses = {}
+    uses: UsesByNode = {}
     constant: set[fx.Node] = set()
     for node in nodes:
         inputs = tuple(node.all_input_nodes)

@@ -26,7 +26,7 @@ from farskip_compile.errors import Where
 from farskip_compile.passes.residual.termset import TermSet
 
 
-class Kind(StrEnum):
+class TermKind(StrEnum):
     """Kind of a term. `shared` is a dense term of a sub-block that also has a routed one."""
 
     EMBEDDING = "embedding"
@@ -39,25 +39,25 @@ class Kind(StrEnum):
     @property
     def mixes_tokens(self) -> bool:
         """Attention, or another operator along the sequence."""
-        return self in (Kind.ATTENTION, Kind.MIXER)
+        return self in (TermKind.ATTENTION, TermKind.MIXER)
 
 
 LETTERS = {
-    Kind.EMBEDDING: "e",
-    Kind.ATTENTION: "a",
-    Kind.MIXER: "a",
-    Kind.DENSE: "m",
-    Kind.SHARED: "s",
-    Kind.ROUTED: "r",
+    TermKind.EMBEDDING: "e",
+    TermKind.ATTENTION: "a",
+    TermKind.MIXER: "a",
+    TermKind.DENSE: "m",
+    TermKind.SHARED: "s",
+    TermKind.ROUTED: "r",
 }
 """First letter of a term's name."""
 NOTHING = TermSet()
-ROW_NAMES = {Kind.ATTENTION: "attention", Kind.MIXER: "mixer", Kind.DENSE: "mlp", Kind.ROUTED: "moe"}
+ROW_NAMES = {TermKind.ATTENTION: "attention", TermKind.MIXER: "mixer", TermKind.DENSE: "mlp", TermKind.ROUTED: "moe"}
 """First word of a row's name; the kinds that a row can have."""
 
 
 @dataclass(frozen=True)
-class Step:
+class OperatorStep:
     """One operator of the graph."""
 
     operator: str
@@ -72,7 +72,7 @@ class Term:
     """Position in the residual sum."""
     name: str
     """`e`, or a letter for the kind and the layer: a attention or mixer, m dense, s shared, r routed."""
-    kind: Kind
+    kind: TermKind
     layer: int
     node: str = field(default="", compare=False)
     """Name of the FX node that holds it."""
@@ -83,7 +83,7 @@ class Term:
     """Canonical names of the collectives that compute it, in graph order."""
     shared_inside: bool = field(default=False, compare=False)
     """A routed term that also holds its shared expert, summed before a normalization (so they stay together)."""
-    inseparable: Step | None = field(default=None, compare=False)
+    inseparable: OperatorStep | None = field(default=None, compare=False)
     """The nonlinear step between that sum and the stream, if there is one: nothing can read one part of such a term."""
     carried: tuple[int, ...] = field(default=(), compare=False)
     """In a part of a model, of a term that came in apart from the stream: which of those terms it holds. It is of a
@@ -96,7 +96,7 @@ class SubBlock:
 
     name: str
     """`attention.2`, `mixer.2`, `mlp.2` or `moe.2`; a second one in the same layer is `mlp.2.1`."""
-    kind: Kind
+    kind: TermKind
     """ATTENTION, MIXER, DENSE or ROUTED."""
     layer: int
     terms: tuple[int, ...]
@@ -127,7 +127,7 @@ class Table:
     @property
     def has_routed(self) -> bool:
         """Whether any sub-block is a MoE."""
-        return any(row.kind is Kind.ROUTED for row in self.rows)
+        return any(row.kind is TermKind.ROUTED for row in self.rows)
 
     @property
     def everything(self) -> TermSet:
@@ -251,7 +251,7 @@ class Table:
     def _terms_by_layer(self) -> dict[int, list[Term]]:
         layers: dict[int, list[Term]] = {}
         for term in self.terms:
-            if term.kind is not Kind.EMBEDDING:
+            if term.kind is not TermKind.EMBEDDING:
                 layers.setdefault(term.layer, []).append(term)
         return layers
 
@@ -296,13 +296,13 @@ def _row(number: int, row: Mapping[str, Any], index: Mapping[str, int]) -> SubBl
     if reads & left_out:
         raise bad("left_out", "something that it does not read")
     own = tuple(index[name] for name in row["adds"])
-    return SubBlock(row["name"], Kind(row["kind"]), row["layer"], own, reads, left_out)
+    return SubBlock(row["name"], TermKind(row["kind"]), row["layer"], own, reads, left_out)
 
 
 def _term(index: int, name: str, row: SubBlock | None) -> Term:
     """A term by its name: the kind of a sub-block's term is that of its letter, for the letter of both mixers its
     sub-block's."""
     if row is None:
-        return Term(index, name, Kind.EMBEDDING, 0)
+        return Term(index, name, TermKind.EMBEDDING, 0)
     feed_forward = {letter: kind for kind, letter in LETTERS.items() if not kind.mixes_tokens}
     return Term(index, name, feed_forward.get(name[:1], row.kind), row.layer)

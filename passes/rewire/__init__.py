@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only pass that changes the function of the model: edit the graph to match a requested table.
 
-In:    a normalised graph as a `Reading`, and a `Request`.
+In:    a normalised graph as a `Reading`, and a `RewireRequest`.
 Out:   the same graph, in which each row of the request reads its residual values without the terms left out.
 Never: touches a residual sum of the model (every term still reaches the final hidden state), adds a read, moves a
        node, or changes what a row outside the request reads.
@@ -30,12 +30,12 @@ from farskip_compile.passes.graph.walk import fresh_like, walk_back
 from farskip_compile.passes.residual import Reading
 from farskip_compile.passes.residual.table import SubBlock
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.passes.rewire.request import Request
+from farskip_compile.passes.rewire.request import RewireRequest
 from farskip_compile.passes.rewire.split_collectives import split_sums
 from farskip_compile.passes.rewire.substitute import Substitution
 
 
-def rewire(module: fx.GraphModule, reading: Reading, request: Request) -> int:
+def rewire(module: fx.GraphModule, reading: Reading, request: RewireRequest) -> int:
     """Edit `module` in place so that its table becomes `request.wanted(reading.table)`.
 
     Returns:

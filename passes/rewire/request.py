@@ -2,7 +2,7 @@
 """What is asked for: from a connectivity and a layer range to the terms that each sub-block leaves out.
 
 In:    the table of the graph as it is, and what the user asks for.
-Out:   a `Request`: for each row that changes, the terms to leave out; and the rows that already leave them out.
+Out:   a `RewireRequest`: for each row that changes, the terms to leave out; and the rows that already leave them out.
 Never: adds a read; changes a row outside the range; guesses (what can't be met exactly is an error).
 
 Rules (arXiv 2511.11505 sections 3 and 5.1; L is a layer in the range):
@@ -32,7 +32,7 @@ from farskip_compile.errors import (
     InseparableExpertsError,
     LayerRangeError,
 )
-from farskip_compile.passes.residual.table import NOTHING, Kind, SubBlock, Table, Term
+from farskip_compile.passes.residual.table import NOTHING, SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 
 Named = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
@@ -43,7 +43,7 @@ Leaving = Named | frozenset[str]
 
 
 @dataclass(frozen=True)
-class Request:
+class RewireRequest:
     """Terms to leave out, by row name."""
 
     left_out: Mapping[str, TermSet]
@@ -57,8 +57,10 @@ class Request:
         return table.without(self.left_out)
 
 
-def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, leaving: Leaving | None = None) -> Request:
-    """Translate what the user asks of `table` into a `Request`.
+def ask(
+    table: Table, connectivity: Connectivity, layers: LayerRange = None, leaving: Leaving | None = None
+) -> RewireRequest:
+    """Translate what the user asks of `table` into a `RewireRequest`.
 
     Of a part of a model, which may be to change nothing, it is known what is asked of later parts: `leaving`.
 
@@ -72,7 +74,7 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, lea
     if leaving is not None:
         return _of_a_part(table, connectivity, leaving)
     if connectivity == "none":
-        return Request({})
+        return RewireRequest({})
     if isinstance(connectivity, Mapping):
         return _from_user(table, connectivity)
     if not table.has_routed and connectivity != "ladder":
@@ -82,8 +84,8 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, lea
             way_out='compile dense models with backend="inductor", or with connectivity="ladder" under tensor '
             "parallelism; if this is a MoE, `farskip explain` shows what each sub-block was taken for",
         )
-    if table.has_routed and all(is_shortcut(table, row) for row in table.rows if row.kind is Kind.ROUTED):
-        return Request({}, tuple(row.name for row in table.rows if row.kind is Kind.ROUTED))
+    if table.has_routed and all(is_shortcut(table, row) for row in table.rows if row.kind is TermKind.ROUTED):
+        return RewireRequest({}, tuple(row.name for row in table.rows if row.kind is TermKind.ROUTED))
     left_out, already = _by_rule(table, connectivity, layers)
     if not left_out and not already:
         where, way_out = "in any layer", "another connectivity, or connectivity='none'"
@@ -95,7 +97,7 @@ def ask(table: Table, connectivity: Connectivity, layers: LayerRange = None, lea
             way_out=way_out,
         )
     _refuse_inseparable(table, left_out)
-    return Request(left_out, tuple(already))
+    return RewireRequest(left_out, tuple(already))
 
 
 def _by_rule(table: Table, connectivity: Named, layers: LayerRange) -> tuple[dict[str, TermSet], list[str]]:
@@ -113,7 +115,7 @@ def _by_rule(table: Table, connectivity: Named, layers: LayerRange) -> tuple[dic
     return left_out, already
 
 
-def _of_a_part(table: Table, connectivity: Connectivity, leaving: Leaving) -> Request:
+def _of_a_part(table: Table, connectivity: Connectivity, leaving: Leaving) -> RewireRequest:
     """What is asked of a part of a model; whether it is what is asked of the whole is seen once all parts are known."""
     later = may_leave_out_later(table, leaving)
     if isinstance(connectivity, Mapping):
@@ -123,13 +125,13 @@ def _of_a_part(table: Table, connectivity: Connectivity, leaving: Leaving) -> Re
             reason = f"{error.reason}; in a layer that is compiled by itself, which it calls layer 0"
             raise ConnectivityError(reason, way_out=error.way_out) from error
         _refuse_inseparable(table, {"a later sub-block": later})
-        return Request(asked.left_out, leaving=later)
-    routed = [row for row in table.rows if row.kind is Kind.ROUTED]
+        return RewireRequest(asked.left_out, leaving=later)
+    routed = [row for row in table.rows if row.kind is TermKind.ROUTED]
     if routed and all(is_shortcut(table, row) for row in routed):
-        return Request({}, tuple(row.name for row in routed))
+        return RewireRequest({}, tuple(row.name for row in routed))
     left_out, already = _by_rule(table, connectivity, None)
     _refuse_inseparable(table, {**left_out, "the next attention": later})
-    return Request(left_out, tuple(already), later)
+    return RewireRequest(left_out, tuple(already), later)
 
 
 def rule(table: Table, row: SubBlock, connectivity: Named) -> TermSet:
@@ -146,11 +148,11 @@ def rule(table: Table, row: SubBlock, connectivity: Named) -> TermSet:
     if connectivity == "attention":
         return TermSet()
     mixers = TermSet.of(term.index for term in table.terms_of(row.layer) if term.kind.mixes_tokens)
-    return mixers | _routed(before) if connectivity == "lag2" and row.kind is Kind.ROUTED else mixers
+    return mixers | _routed(before) if connectivity == "lag2" and row.kind is TermKind.ROUTED else mixers
 
 
 def _routed(terms: Iterable[Term]) -> TermSet:
-    return TermSet.of(term.index for term in terms if term.kind is Kind.ROUTED)
+    return TermSet.of(term.index for term in terms if term.kind is TermKind.ROUTED)
 
 
 def may_leave_out_later(table: Table, leaving: Leaving) -> TermSet:
@@ -162,9 +164,9 @@ def may_leave_out_later(table: Table, leaving: Leaving) -> TermSet:
     if isinstance(leaving, frozenset):
         return TermSet.of(sorted(term.index for term in table.terms if term.name in leaving))
     last, new = table.num_layers - 1, (len(table.terms),)
-    coming = [SubBlock("next", Kind.ATTENTION, last + 1, new, NOTHING)]
+    coming = [SubBlock("next", TermKind.ATTENTION, last + 1, new, NOTHING)]
     if all(row.kind.mixes_tokens for row in table.rows_of(last)):
-        coming.append(SubBlock("next", Kind.ROUTED, last, new, NOTHING))
+        coming.append(SubBlock("next", TermKind.ROUTED, last, new, NOTHING))
     return reduce(or_, (rule(table, row, leaving) for row in coming)) & table.everything
 
 
@@ -172,7 +174,7 @@ def is_shortcut(table: Table, row: SubBlock) -> bool:
     """Whether a MoE stands beside a whole layer: it reads neither the mixer nor a dense block added before it is."""
     missed = table.earlier(row) - row.reads
     others = [other for other in table.rows if other.terms[0] in missed]
-    return any(o.kind.mixes_tokens for o in others) and any(o.kind is Kind.DENSE for o in others)
+    return any(o.kind.mixes_tokens for o in others) and any(o.kind is TermKind.DENSE for o in others)
 
 
 def _check_range(table: Table, layers: LayerRange) -> None:
@@ -186,7 +188,7 @@ def _check_range(table: Table, layers: LayerRange) -> None:
         )
 
 
-def _from_user(table: Table, asked: Mapping[str, Sequence[str]]) -> Request:
+def _from_user(table: Table, asked: Mapping[str, Sequence[str]]) -> RewireRequest:
     left_out: dict[str, TermSet] = {}
     for row_name, term_names in asked.items():
         row = table.row(row_name)
@@ -218,7 +220,7 @@ def _from_user(table: Table, asked: Mapping[str, Sequence[str]]) -> Request:
         if dropped:
             left_out[row_name] = dropped
     _refuse_inseparable(table, left_out)
-    return Request(left_out)
+    return RewireRequest(left_out)
 
 
 def _refuse_inseparable(table: Table, left_out: Mapping[str, TermSet]) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Split a linear collective that hides a sum: C(r + s) becomes C(r) + C(s).
 
-In:    a normalised graph as a `Reading`, and a `Request`.
+In:    a normalised graph as a `Reading`, and a `RewireRequest`.
 Out:   the graph, in which every linear collective (all-reduce or reduce-scatter of a sum) holds either only terms
        that the request leaves out, or none of them; and the graph, read again.
 Never: touches a collective that the request does not need split. Exact in real arithmetic, not in floating point.
@@ -30,11 +30,11 @@ from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.stream import Stream
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.passes.rewire.request import Request
+from farskip_compile.passes.rewire.request import RewireRequest
 from farskip_compile.passes.rewire.substitute import Substitution
 
 
-def split_sums(module: fx.GraphModule, reading: Reading, request: Request) -> tuple[Reading, int]:
+def split_sums(module: fx.GraphModule, reading: Reading, request: RewireRequest) -> tuple[Reading, int]:
     """Split what `request` needs split.
 
     Returns:

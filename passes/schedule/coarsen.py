@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from farskip_compile.passes.schedule.program import Program, Role
+from farskip_compile.passes.schedule.program import Program, TaskRole
 
 LONGEST = 0.02
 """Fraction of an average collective that all tasks of a group but the last may take together."""
@@ -57,7 +57,7 @@ def coarsen(program: Program) -> Coarse:
         task, inside = program.tasks[group], members[group]
         needs = {place(need) for index in inside for need in program.tasks[index].needs} - {number[group]}
         seconds = sum(program.tasks[index].seconds for index in inside)
-        launch = place(task.launch) if task.role is Role.WAIT else -1
+        launch = place(task.launch) if task.role is TaskRole.WAIT else -1
         tasks.append(replace(task, needs=tuple(sorted(needs)), seconds=seconds, launch=launch))
     for buffer in program.buffers:
         maker = place(buffer.maker) if buffer.maker >= 0 else -1
@@ -69,7 +69,7 @@ def coarsen(program: Program) -> Coarse:
 def _last_members(program: Program) -> list[int]:
     """For each task the last one of its group."""
     tasks = program.tasks
-    collectives = [task.seconds for task in tasks if task.role is Role.LAUNCH]
+    collectives = [task.seconds for task in tasks if task.role is TaskRole.LAUNCH]
     longest = LONGEST * sum(collectives) / max(len(collectives), 1)
     gained = _memory_gained(program)
     followers: list[set[int]] = [set() for _ in tasks]
@@ -78,12 +78,12 @@ def _last_members(program: Program) -> list[int]:
     for index in range(len(tasks) - 1, -1, -1):
         task = tasks[index]
         groups = followers[index]
-        if task.role is Role.COMPUTE and len(groups) == 1 and gained[index] <= 0:
+        if task.role is TaskRole.COMPUTE and len(groups) == 1 and gained[index] <= 0:
             (group,) = groups
-            if tasks[group].role is Role.COMPUTE and seconds[group] + task.seconds <= longest:
+            if tasks[group].role is TaskRole.COMPUTE and seconds[group] + task.seconds <= longest:
                 last[index] = group
                 seconds[group] += task.seconds
-        for need in (*task.needs, task.launch) if task.role is Role.WAIT else task.needs:
+        for need in (*task.needs, task.launch) if task.role is TaskRole.WAIT else task.needs:
             followers[need].add(last[index])
     return last
 

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from farskip_compile.passes.schedule.program import Program, Role, needs_of
-from farskip_compile.passes.schedule.timeline import Run, run_timeline
+from farskip_compile.passes.schedule.program import Program, TaskRole, needs_of
+from farskip_compile.passes.schedule.timeline import RunTimes, run_timeline
 
 WORK = 100_000
 """Tasks of all orders that are tried, together."""
@@ -31,12 +31,12 @@ LONG = 0.02
 LEAST = 1e-9
 """Fraction of the time by which an order must be better, and for which the compute stream must stand still."""
 
-Order = tuple[int, ...]
+TaskOrder = tuple[int, ...]
 
 
 def fill_gaps(
-    program: Program, order: Order, judge: Callable[[Order], float], allowed: Callable[[Order], bool]
-) -> Order:
+    program: Program, order: TaskOrder, judge: Callable[[TaskOrder], float], allowed: Callable[[TaskOrder], bool]
+) -> TaskOrder:
     """`order`, or a better one."""
     needs = needs_of(program)
     best = judge(order)
@@ -60,19 +60,19 @@ def fill_gaps(
     return order
 
 
-def _longest_wait(program: Program, run: Run, order: Order, left: set[int]) -> tuple[int, float]:
+def _longest_wait(program: Program, run: RunTimes, order: TaskOrder, left: set[int]) -> tuple[int, float]:
     """The wait at which most time is lost, of those that are not `left`, and that time; -1: there is none."""
     wait, seconds = -1, LEAST * run.makespan
     for index in order:
         task = program.tasks[index]
-        if task.role is Role.WAIT and index not in left and run.end[task.launch] - run.start[index] > seconds:
+        if task.role is TaskRole.WAIT and index not in left and run.end[task.launch] - run.start[index] > seconds:
             wait, seconds = index, run.end[task.launch] - run.start[index]
     return wait, seconds
 
 
 def _with_the_gap_filled(
-    program: Program, needs: Sequence[set[int]], order: Order, wait: int, long: float
-) -> Iterator[Order]:
+    program: Program, needs: Sequence[set[int]], order: TaskOrder, wait: int, long: float
+) -> Iterator[TaskOrder]:
     """Orders in which more may run between the launch and the wait."""
     place = order.index(wait)
     after, tried = {wait}, 0
@@ -98,10 +98,10 @@ def _with_the_gap_filled(
 
 
 def _is_long(program: Program, index: int, seconds: float) -> bool:
-    return program.tasks[index].role is Role.COMPUTE and program.tasks[index].seconds > seconds
+    return program.tasks[index].role is TaskRole.COMPUTE and program.tasks[index].seconds > seconds
 
 
-def _moved(needs: Sequence[set[int]], order: Order, place: int, to: int) -> Order:
+def _moved(needs: Sequence[set[int]], order: TaskOrder, place: int, to: int) -> TaskOrder:
     """The order with the task at `place`, and what it needs of those since `to`, put there."""
     needed = {order[place]}
     wanted = set(needs[order[place]])

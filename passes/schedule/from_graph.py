@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read a `Program` off an ATen graph, for the scheduler.
 
-In:    a post-grad graph with fake values, and an `Estimate` of what its nodes cost.
+In:    a post-grad graph with fake values, and an `GraphEstimate` of what its nodes cost.
 Out:   the program, and the node of each task. From `remember_order`: each node's place before it is scheduled.
 Never: changes the graph, except for that entry in `meta`.
 
@@ -30,7 +30,7 @@ from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.residual.tags import terms_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
 from farskip_compile.passes.schedule.in_flight import arrivals, departs, has_landed
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole
 
 PLACE = "farskip_place"
 """Key of a node's `meta`: its place in the graph before anything was scheduled."""
@@ -58,7 +58,7 @@ class NetworkEstimate(Protocol):
         """Fraction by which compute takes longer while a launch is in flight."""
 
 
-class Estimate(NetworkEstimate, Protocol):
+class GraphEstimate(NetworkEstimate, Protocol):
     """The same for a graph."""
 
     def compute(self, node: fx.Node) -> float:
@@ -81,7 +81,7 @@ class GraphProgram:
 
 def read_program(
     graph: fx.Graph,
-    estimate: Estimate,
+    estimate: GraphEstimate,
     in_place: Callable[[fx.Node], tuple[fx.Node, ...]] = lambda node: (),
 ) -> GraphProgram:
     """Read the program of `graph`; `in_place`: the tensors that a later pass may let a node write to."""
@@ -108,9 +108,9 @@ def read_program(
             wait = next(wait for wait in came if wait.all_input_nodes[0] is node)
             tasks.append(arrival_task(wait, node.name, came[wait][1], estimate))
         elif node in came:
-            tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[node.all_input_nodes[0]]))
+            tasks.append(Task(node.name, required, 0.0, TaskRole.WAIT, launch=index[node.all_input_nodes[0]]))
         elif node in launch_of:
-            tasks.append(Task(node.name, required, 0.0, Role.WAIT, launch=index[launch_of[node]]))
+            tasks.append(Task(node.name, required, 0.0, TaskRole.WAIT, launch=index[launch_of[node]]))
         else:
             tasks.append(Task(node.name, required, estimate.compute(node)))
     made = _buffers(graph, index, waits_of, estimate)
@@ -123,7 +123,7 @@ def launch_task(node: fx.Node, name: str, needs: tuple[int, ...], estimate: Netw
         name,
         needs,
         estimate.collective(node),
-        Role.LAUNCH,
+        TaskRole.LAUNCH,
         channel=comms.process_group(node),
         link=estimate.link(node),
         interference=estimate.interference(node),
@@ -138,7 +138,7 @@ def arrival_task(wait: fx.Node, name: str, channel: str, estimate: NetworkEstima
         name,
         (),
         0.0 if has_landed(wait) else estimate.arrival(wait),
-        Role.LAUNCH,
+        TaskRole.LAUNCH,
         channel=channel,
         link=estimate.link(wait),
         interference=estimate.interference(wait),
@@ -223,7 +223,7 @@ def order_blocking(calls: Sequence[fx.Node | None], needs: Sequence[set[int]]) -
 
 
 def _buffers(
-    graph: fx.Graph, index: Mapping[fx.Node, int], waits_of: Mapping[fx.Node, list[fx.Node]], estimate: Estimate
+    graph: fx.Graph, index: Mapping[fx.Node, int], waits_of: Mapping[fx.Node, list[fx.Node]], estimate: GraphEstimate
 ) -> dict[fx.Node, Buffer]:
     """One buffer for each piece of memory, by its first node."""
     families: dict[int, list[fx.Node]] = {}
@@ -247,7 +247,7 @@ def _buffers(
     return found
 
 
-def input_bytes(graph: fx.Graph, estimate: Estimate) -> int:
+def input_bytes(graph: fx.Graph, estimate: GraphEstimate) -> int:
     """Bytes of the inputs that a compiled graph may not free: parameters, caches, what the caller holds."""
     return sum(estimate.bytes(node) for node in graph.find_nodes(op="placeholder") if not _freeable(node))
 

@@ -36,7 +36,7 @@ from farskip_compile.passes.schedule.from_graph import (
     order_blocking,
 )
 from farskip_compile.passes.schedule.in_flight import arrival, arrivals
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole
 
 
 class KernelEstimate(NetworkEstimate, Protocol):
@@ -73,7 +73,7 @@ def read_kernels(kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, i
         if launch is not None:
             tasks.append(launch_task(launch, name, needs, estimate))
         elif awaited is not None:
-            tasks.append(Task(name, needs, 0.0, Role.WAIT, launch=awaited))
+            tasks.append(Task(name, needs, 0.0, TaskRole.WAIT, launch=awaited))
         else:
             seconds = estimate.kernel(parts, inductor.kernel_traffic(kernel))
             tasks.append(Task(name, needs, seconds, joins=kernel_memory.joins_neighbours(kernel)))
@@ -141,10 +141,10 @@ def _communicates(parts: list[tuple[bool, list[fx.Node]]]) -> fx.Node | None:
 def _awaited(tasks: Sequence[Task], needs: tuple[int, ...]) -> int | None:
     """The launch that a wait is for: the newest one among its needs, through kernels that take results apart."""
     for need in reversed(needs):
-        if tasks[need].role is Role.LAUNCH:
+        if tasks[need].role is TaskRole.LAUNCH:
             return need
     for need in reversed(needs):
         for further in reversed(tasks[need].needs):
-            if tasks[further].role is Role.LAUNCH:
+            if tasks[further].role is TaskRole.LAUNCH:
                 return further
     return None

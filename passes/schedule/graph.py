@@ -29,16 +29,16 @@ from torch import fx
 from farskip_compile._compat import inductor
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule.collectives import launches_with_waits
-from farskip_compile.passes.schedule.from_graph import Estimate, read_program, remember_order
+from farskip_compile.passes.schedule.from_graph import GraphEstimate, read_program, remember_order
 from farskip_compile.passes.schedule.in_flight import arrivals
 from farskip_compile.passes.schedule.published import published_order
-from farskip_compile.passes.schedule.search import Limits, Schedule, list_schedule
+from farskip_compile.passes.schedule.search import MemoryLimits, Schedule, list_schedule
 
 
 def schedule_graph(
     graph: fx.Graph,
-    estimate: Estimate,
-    limits: Limits,
+    estimate: GraphEstimate,
+    limits: MemoryLimits,
     in_place: Callable[[fx.Node], tuple[fx.Node, ...]] = lambda node: (),
     backward: bool = False,
 ) -> Schedule:

@@ -25,7 +25,7 @@ from farskip_compile.passes.schedule.from_kernels import KernelEstimate, read_ke
 from farskip_compile.passes.schedule.least_memory import least_memory
 from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import in_order_of
-from farskip_compile.passes.schedule.search import Limits, Schedule, list_schedule
+from farskip_compile.passes.schedule.search import MemoryLimits, Schedule, list_schedule
 
 AIM = 0.8
 """Fraction of the allowed increase in memory that is aimed at. The account is that of the program to 1 % of the peak;
@@ -68,7 +68,7 @@ def _is_product(kernel: inductor.Kernel) -> bool:
 
 
 def schedule_kernels(
-    kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, limits: Limits, inputs: int = 0
+    kernels: Sequence[inductor.Kernel], estimate: KernelEstimate, limits: MemoryLimits, inputs: int = 0
 ) -> tuple[list[inductor.Kernel], Schedule]:
     """The kernels in their new order, and its schedule.
 

@@ -26,8 +26,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from farskip_compile.passes.schedule.memory import LiveMemory, MemoryPlan
-from farskip_compile.passes.schedule.program import Program, Role, followers_of, needs_of
-from farskip_compile.passes.schedule.timeline import Network
+from farskip_compile.passes.schedule.program import Program, TaskRole, followers_of, needs_of
+from farskip_compile.passes.schedule.timeline import NetworkChannels
 
 CANDIDATES = 16
 """How many ready tasks are looked at for one that fits into memory; bounds the time per step."""
@@ -67,7 +67,7 @@ class DependencyGraph:
             urgency = [0.0] * len(program.tasks)
             for index in range(len(urgency) - 1, -1, -1):
                 task = program.tasks[index]
-                urgency[index] += task.seconds if task.role is Role.LAUNCH else COMPUTE_WEIGHT * task.seconds
+                urgency[index] += task.seconds if task.role is TaskRole.LAUNCH else COMPUTE_WEIGHT * task.seconds
                 for need in self.needs[index]:
                     urgency[need] = max(urgency[need], urgency[index])
             self._slower[slack] = program, urgency
@@ -78,7 +78,7 @@ def slower_network(program: Program, slack: float) -> Program:
     """`program` with collectives that take longer by the fraction `slack`."""
     if slack == 0.0:
         return program
-    tasks = (replace(t, seconds=t.seconds * (1 + slack)) if t.role is Role.LAUNCH else t for t in program.tasks)
+    tasks = (replace(t, seconds=t.seconds * (1 + slack)) if t.role is TaskRole.LAUNCH else t for t in program.tasks)
     return Program(tuple(tasks), program.buffers)
 
 
@@ -105,7 +105,7 @@ class _Run:
         self.waits: list[tuple[float, int]] = []
         self.late: list[int] = []  # ready, but beyond the window
         self.end: dict[int, float] = {}
-        self.network = Network()
+        self.network = NetworkChannels()
         self.done = [False] * len(self.tasks)
         self.first = 0
         self.now = 0.0
@@ -124,9 +124,9 @@ class _Run:
         task = self.tasks[index]
         if index - self.first > self.window:
             heapq.heappush(self.late, index)
-        elif task.role is Role.COMPUTE:
+        elif task.role is TaskRole.COMPUTE:
             heapq.heappush(self.compute, (-self.urgency[index], index))
-        elif task.role is Role.LAUNCH:
+        elif task.role is TaskRole.LAUNCH:
             heapq.heappush(self.launches, index)
         else:
             heapq.heappush(self.waits, (self.end[task.launch], index))
@@ -189,11 +189,11 @@ class _Run:
 
     def _ran(self, index: int) -> None:
         task = self.tasks[index]
-        self.memory.run(index, task.launch if task.role is Role.WAIT else -1)
-        if task.role is Role.LAUNCH:
+        self.memory.run(index, task.launch if task.role is TaskRole.WAIT else -1)
+        if task.role is TaskRole.LAUNCH:
             _, self.end[index] = self.network.launch(self.now, task)
         else:
-            if task.role is Role.WAIT:
+            if task.role is TaskRole.WAIT:
                 self.now = max(self.now, self.end[task.launch])
             self.now = self.network.run(self.now, task.seconds)
         self.done[index] = True

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from farskip_compile.passes.schedule.program import Program, Role, followers_of, needs_of
+from farskip_compile.passes.schedule.program import Program, TaskRole, followers_of, needs_of
 
 MOVES = 16
 """Moves of `lower_peak`, at most."""
@@ -72,7 +72,7 @@ def _written_over(program: Program, first: Sequence[int], last_user: Sequence[in
 
 def bytes_of_launches(program: Program) -> dict[int, int]:
     """For each launch, the bytes that can't be freed while it is in flight: what it reads and makes."""
-    held = {index: 0 for index, task in enumerate(program.tasks) if task.role is Role.LAUNCH}
+    held = {index: 0 for index, task in enumerate(program.tasks) if task.role is TaskRole.LAUNCH}
     for buffer in program.buffers:
         for index in {buffer.maker, *buffer.parts, *buffer.users} & held.keys():
             held[index] += buffer.size
@@ -84,7 +84,7 @@ def bytes_in_flight(program: Program, order: Sequence[int]) -> list[int]:
     held = bytes_of_launches(program)
     waits: dict[int, int] = {}
     for place, index in enumerate(order):
-        if program.tasks[index].role is Role.WAIT:
+        if program.tasks[index].role is TaskRole.WAIT:
             waits.setdefault(program.tasks[index].launch, place)
     flying, total, landing = [], 0, dict[int, int]()
     for place, index in enumerate(order):
@@ -203,7 +203,7 @@ def lower_peak(program: Program, order: Sequence[int], limit: int) -> tuple[int,
             moved.insert(new, moved.pop(old))
             left = _above(live_bytes(program, moved), limit)
             task = program.tasks[best[old]]
-            merit = task.role is not Role.COMPUTE, left, task.seconds, abs(new - old)
+            merit = task.role is not TaskRole.COMPUTE, left, task.seconds, abs(new - old)
             if left < above and (found is None or merit < found[0]):
                 found = merit, moved
         if found is None:

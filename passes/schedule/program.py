@@ -20,7 +20,7 @@ from typing import Any
 from farskip_compile.passes.schedule.lifetimes import Lifetimes
 
 
-class Role(StrEnum):
+class TaskRole(StrEnum):
     """What a task does to the compute stream and the network."""
 
     COMPUTE = "compute"
@@ -37,7 +37,7 @@ class Task:
     """Tasks that must run before it."""
     seconds: float = 0.0
     """Time on the compute stream; for a launch, time of the collective on its channel."""
-    role: Role = Role.COMPUTE
+    role: TaskRole = TaskRole.COMPUTE
     channel: str = ""
     """Process group of a launch."""
     launch: int = -1
@@ -88,8 +88,8 @@ class Program:
         for index, task in enumerate(self.tasks):
             if any(not 0 <= need < index for need in task.needs):
                 raise ValueError(f"task {index} ({task.name}) needs a task that is not before it: {task.needs}")
-            launched = 0 <= task.launch < index and self.tasks[task.launch].role is Role.LAUNCH
-            if task.role is Role.WAIT and not launched:
+            launched = 0 <= task.launch < index and self.tasks[task.launch].role is TaskRole.LAUNCH
+            if task.role is TaskRole.WAIT and not launched:
                 raise ValueError(f"wait {index} ({task.name}) names no launch before it: {task.launch}")
 
     @cached_property
@@ -113,9 +113,9 @@ def needs_of(program: Program) -> list[set[int]]:
     previous: dict[str, int] = {}
     for index, task in enumerate(program.tasks):
         needs = set(task.needs)
-        if task.role is Role.WAIT:
+        if task.role is TaskRole.WAIT:
             needs.add(task.launch)
-        elif task.role is Role.LAUNCH:
+        elif task.role is TaskRole.LAUNCH:
             if task.channel in previous:
                 needs.add(previous[task.channel])
             previous[task.channel] = index
@@ -163,7 +163,7 @@ def check_order(program: Program, order: Sequence[int]) -> None:
         raise ValueError("the order is not a permutation of the tasks")
     position = {index: place for place, index in enumerate(order)}
     for index, task in enumerate(program.tasks):
-        needs = (*task.needs, task.launch) if task.role is Role.WAIT else task.needs
+        needs = (*task.needs, task.launch) if task.role is TaskRole.WAIT else task.needs
         for need in needs:
             if position[need] > position[index]:
                 raise ValueError(f"{task.name} comes before {program.tasks[need].name}, which it needs")

@@ -38,9 +38,9 @@ from torch import fx
 
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.residual.tags import terms_of
-from farskip_compile.passes.schedule.program import Program, Role, needs_of, order_by_key
+from farskip_compile.passes.schedule.program import Program, TaskRole, needs_of, order_by_key
 
-Place = tuple[int, int]
+LayerStep = tuple[int, int]
 """(layer, step); layers count down in backward."""
 
 ALL_TO_ALL = {"front": 0, "dispatched": 1, "back": 2, "experts": 3, "rest": 4}
@@ -49,15 +49,15 @@ ALL_REDUCE = {"front": 0, "back": 0, "rest": 1, "dispatched": 2, "experts": 2}
 BACKWARD = {"dispatched": 0, "rest": 1, "back": 1, "experts": 2, "front": 3, "combined": 4}
 """Steps of the pieces of a layer, see `_piece`."""
 
-ISSUE_ORDER = {Role.LAUNCH: 0, Role.COMPUTE: 1, Role.WAIT: 2}
+ISSUE_ORDER = {TaskRole.LAUNCH: 0, TaskRole.COMPUTE: 1, TaskRole.WAIT: 2}
 """Within a place."""
-LAST: Place = (1 << 30, 0)
+LAST: LayerStep = (1 << 30, 0)
 
 
 def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: bool) -> tuple[int, ...]:
     """The order in which AMD's engines would run `program`, whose tasks are these `nodes` of an ATen graph."""
     steps = BACKWARD if backward else _steps(nodes)
-    places: list[Place | None] = [None] * len(nodes)
+    places: list[LayerStep | None] = [None] * len(nodes)
     pick = max if backward else min
     upstream = _upstream(nodes, program)  # 1.
     for index, node in enumerate(nodes):  # 2.
@@ -67,7 +67,7 @@ def published_order(program: Program, nodes: Sequence[fx.Node], *, backward: boo
             for term, piece in pieces.items()
             if term[1:].isdigit() and piece in steps
         ]
-        if len(found) == len(pieces) > 0 and program.tasks[index].role is Role.COMPUTE:
+        if len(found) == len(pieces) > 0 and program.tasks[index].role is TaskRole.COMPUTE:
             places[index] = pick(found)
     keys = list(zip(_filled(program, places), _issue_order(program), strict=True))  # 3.
     return tuple(order_by_key(keys, needs_of(program)))  # 4.
@@ -122,7 +122,7 @@ def _upstream(nodes: Sequence[fx.Node], program: Program) -> list[_Upstream]:
     for index, node in enumerate(nodes):
         task = program.tasks[index]
         before = [found[need] for need in task.needs if not terms[index].isdisjoint(terms[need])]
-        launch = nodes[task.launch] if task.role is Role.WAIT else None
+        launch = nodes[task.launch] if task.role is TaskRole.WAIT else None
         moves = launch is not None and _moves_rows(launch)
         # an all-to-all of integers sends the number of rows, before the rows
         counts = launch is not None and comms.is_all_to_all(launch) and not ops.is_floating(node)
@@ -142,24 +142,24 @@ def _issue_order(program: Program) -> list[int]:
     """Within a place: launches go first, with what costs nothing and leads to them, waits last."""
     issue = [ISSUE_ORDER[task.role] for task in program.tasks]
     for index in range(len(issue) - 1, -1, -1):
-        if issue[index] == ISSUE_ORDER[Role.LAUNCH]:
+        if issue[index] == ISSUE_ORDER[TaskRole.LAUNCH]:
             for need in program.tasks[index].needs:
-                if program.tasks[need].role is Role.COMPUTE and not program.tasks[need].seconds:
+                if program.tasks[need].role is TaskRole.COMPUTE and not program.tasks[need].seconds:
                     issue[need] = issue[index]
     return issue
 
 
-def _filled(program: Program, places: Sequence[Place | None]) -> list[Place]:
+def _filled(program: Program, places: Sequence[LayerStep | None]) -> list[LayerStep]:
     """Places of all tasks: a launch has that of the last task it needs, others without one that of their first user."""
     tasks = program.tasks
     first = [LAST] * len(tasks)
-    filled: list[Place] = [LAST] * len(tasks)
+    filled: list[LayerStep] = [LAST] * len(tasks)
     for index in range(len(tasks) - 1, -1, -1):
         place = places[index]
         filled[index] = first[index] if place is None else place
         for need in tasks[index].needs:
             first[need] = min(first[need], filled[index])
     for index, task in enumerate(tasks):
-        if task.role is Role.LAUNCH:
+        if task.role is TaskRole.LAUNCH:
             filled[index] = max((filled[need] for need in task.needs), default=filled[index])
     return filled

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Order a program so that collectives start early, are awaited late, and compute runs in between.
 
-In:    a `Program` and `Limits`.
+In:    a `Program` and `MemoryLimits`.
 Out:   a `Schedule`: a permutation that keeps every dependence and the order of the launches on each channel, never
        slower by `simulate` than the order to fall back on, within the limits on memory; and both timelines.
 Never: changes a task; uses a clock, a hash or a rank: ties break by index, so every rank decides the same.
@@ -38,7 +38,7 @@ from farskip_compile.passes.schedule.fill import fill_gaps
 from farskip_compile.passes.schedule.list_scheduler import DependencyGraph, Heuristic, make_order, slower_network
 from farskip_compile.passes.schedule.memory import bytes_in_flight, live_bytes, lower_peak
 from farskip_compile.passes.schedule.program import Program, bytes_leaving
-from farskip_compile.passes.schedule.timeline import Flight, Timeline, flights, run_timeline, simulate
+from farskip_compile.passes.schedule.timeline import ScheduledFlight, Timeline, flights, run_timeline, simulate
 
 WAIT_BIASES = (0.0, 2.0)
 
@@ -72,7 +72,7 @@ SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class Limits:
+class MemoryLimits:
     """Bounds on the memory that overlapping may cost."""
 
     memory_increase: float = 0.05
@@ -99,7 +99,7 @@ class Schedule:
     """Within which the order was found; 0: the original order stayed, but for memory that was given back."""
     baseline_peak: int = 0
     """Peak bytes that the limit on memory started from."""
-    flights: tuple[Flight, ...] = ()
+    flights: tuple[ScheduledFlight, ...] = ()
     """The collectives in this order."""
 
     @property
@@ -110,7 +110,7 @@ class Schedule:
 
 def list_schedule(
     program: Program,
-    limits: Limits | None = None,
+    limits: MemoryLimits | None = None,
     baseline_peak: int | None = None,
     begin_with: Sequence[tuple[int, ...]] = (),
 ) -> Schedule:
@@ -121,7 +121,7 @@ def list_schedule(
     is always allowed. `begin_with` are orders that are known already; each keeps every dependence, and the order of the
     launches on each channel.
     """
-    limits = limits or Limits()
+    limits = limits or MemoryLimits()
     original = tuple(range(len(program.tasks)))
     before = simulate(program, original)
     if before.communication == 0.0:
@@ -135,7 +135,11 @@ def list_schedule(
 
 
 def _to_fall_back_on(
-    program: Program, before: Timeline, limits: Limits, baseline_peak: int | None, known: Sequence[tuple[int, ...]]
+    program: Program,
+    before: Timeline,
+    limits: MemoryLimits,
+    baseline_peak: int | None,
+    known: Sequence[tuple[int, ...]],
 ) -> tuple[int, ...]:
     """The original order, or if that holds too much, the known one that holds least."""
     original = tuple(range(len(program.tasks)))
@@ -177,7 +181,12 @@ class _Search:
     """The orders of one program that have been tried, and the best of them."""
 
     def __init__(
-        self, program: Program, before: Timeline, limits: Limits, baseline_peak: int | None, start: tuple[int, ...]
+        self,
+        program: Program,
+        before: Timeline,
+        limits: MemoryLimits,
+        baseline_peak: int | None,
+        start: tuple[int, ...],
     ) -> None:
         self.program = program
         self.slow = slower_network(program, NETWORK_SLACKS[0])

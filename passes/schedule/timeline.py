@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from farskip_compile.passes.schedule.memory import bytes_in_flight, live_bytes
-from farskip_compile.passes.schedule.program import Program, Role, Task, check_order
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole, check_order
 
 
-class Network:
+class NetworkChannels:
     """The channels of a program while it runs, and how their traffic slows compute."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Timeline:
     """Seconds after `makespan` until the launches that leave have landed."""
 
 
-class Run(NamedTuple):
+class RunTimes(NamedTuple):
     """The times of an order, see `Timeline`."""
 
     start: list[float]
@@ -90,27 +90,27 @@ class Run(NamedTuple):
     late: float
 
 
-def run_timeline(program: Program, order: Sequence[int]) -> Run:
+def run_timeline(program: Program, order: Sequence[int]) -> RunTimes:
     """Run `order` in the machine model; it is not checked, and memory is not counted. Linear."""
     tasks = program.tasks
     start, end = [0.0] * len(tasks), [0.0] * len(tasks)
-    network = Network()
+    network = NetworkChannels()
     now = exposed = compute = landed = left = 0.0
     for index in order:
         task = tasks[index]
-        if task.role is Role.LAUNCH:
+        if task.role is TaskRole.LAUNCH:
             start[index], end[index] = network.launch(now, task)
             landed, left = (landed, end[index]) if task.leaves else (max(landed, end[index]), left)
             continue
         start[index] = now
-        if task.role is Role.WAIT:
+        if task.role is TaskRole.WAIT:
             exposed += max(0.0, end[task.launch] - now)
             now = max(now, end[task.launch])
         end[index] = network.run(now, task.seconds)
         compute += end[index] - now
         now = end[index]
     makespan = max(now, landed)
-    return Run(start, end, compute, exposed + (makespan - now), makespan, max(0.0, left - makespan))
+    return RunTimes(start, end, compute, exposed + (makespan - now), makespan, max(0.0, left - makespan))
 
 
 def simulate(program: Program, order: Sequence[int]) -> Timeline:
@@ -122,7 +122,7 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
         tuple(run.end),
         makespan=run.makespan,
         compute=run.compute,
-        communication=sum(task.seconds for task in program.tasks if task.role is Role.LAUNCH),
+        communication=sum(task.seconds for task in program.tasks if task.role is TaskRole.LAUNCH),
         exposed=run.exposed,
         peak_bytes=max(live_bytes(program, order), default=0),
         peak_in_flight_bytes=max(bytes_in_flight(program, order), default=0),
@@ -131,7 +131,7 @@ def simulate(program: Program, order: Sequence[int]) -> Timeline:
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
+class ScheduledFlight:
     """A collective from its launch to its wait, in one order of a program; times in the machine model."""
 
     launch: str
@@ -150,24 +150,26 @@ class Flight:
     """Seconds in which the compute stream stands still for it."""
 
 
-def flights(program: Program, order: Sequence[int]) -> tuple[Flight, ...]:
+def flights(program: Program, order: Sequence[int]) -> tuple[ScheduledFlight, ...]:
     """The flight of each launch of `program`, in the order of the launches; `order` is not checked. Linear."""
     start, end, *_ = run_timeline(program, order)
-    done = max((end[i] for i, task in enumerate(program.tasks) if task.role is not Role.LAUNCH), default=0.0)
+    done = max((end[i] for i, task in enumerate(program.tasks) if task.role is not TaskRole.LAUNCH), default=0.0)
     waited: dict[int, int] = {}
     before = [0.0]  # compute before each place
     for place, index in enumerate(order):
         task = program.tasks[index]
-        if task.role is Role.WAIT:
+        if task.role is TaskRole.WAIT:
             waited.setdefault(task.launch, place)
-        before.append(before[-1] + (task.seconds if task.role is Role.COMPUTE else 0.0))
+        before.append(before[-1] + (task.seconds if task.role is TaskRole.COMPUTE else 0.0))
     found = []
     for place, index in enumerate(order):
         task = program.tasks[index]
-        if task.role is Role.LAUNCH:
+        if task.role is TaskRole.LAUNCH:
             wait = waited.get(index)
             compute = before[wait if wait is not None else -1] - before[place]
             awaited = start[order[wait]] if wait is not None else done
             exposed = 0.0 if task.leaves else max(0.0, end[index] - awaited)
-            found.append(Flight(task.name, task.terms, task.channel, start[index], task.seconds, compute, exposed))
+            found.append(
+                ScheduledFlight(task.name, task.terms, task.channel, start[index], task.seconds, compute, exposed)
+            )
     return tuple(found)

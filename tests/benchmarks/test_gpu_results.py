@@ -30,7 +30,7 @@ from gpu_bench.results import (
 )
 
 from farskip_compile.errors import FarSkipError
-from farskip_compile.passes.schedule.timeline import Flight
+from farskip_compile.passes.schedule.timeline import ScheduledFlight
 from farskip_compile.report.schedule import ScheduleReport
 
 EXCHANGE, WAIT = (
@@ -61,7 +61,7 @@ def benchmark():
 
 
 def report(*compute: float, orders: Any = None) -> ScheduleReport:
-    flights = tuple(Flight(f"op{place}", (), "0", 0.0, 1.0, one, 0.0) for place, one in enumerate(compute))
+    flights = tuple(ScheduledFlight(f"op{place}", (), "0", 0.0, 1.0, one, 0.0) for place, one in enumerate(compute))
     decided = {"0": ["all_to_all_single bfloat16", "all_reduce bfloat16"]}
     return ScheduleReport("forward", orders=orders or decided, flights=flights)
 

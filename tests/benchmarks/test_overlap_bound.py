@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from overlap_bench.bound import bound_of, scaled
 
-from farskip_compile.passes.schedule.program import Program, Role, Task, check_order
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole, check_order
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 
@@ -19,11 +19,11 @@ def compute(name, seconds, *needs):
 
 
 def launch(name, seconds, *needs, channel="a", link="", interference=0.0):
-    return Task(name, needs, seconds, Role.LAUNCH, channel=channel, link=link, interference=interference)
+    return Task(name, needs, seconds, TaskRole.LAUNCH, channel=channel, link=link, interference=interference)
 
 
 def wait(name, of, *needs):
-    return Task(name, needs, 0.0, Role.WAIT, launch=of)
+    return Task(name, needs, 0.0, TaskRole.WAIT, launch=of)
 
 
 def bound(*tasks):
@@ -128,7 +128,7 @@ def _best(program: Program) -> float:
             continue
         channels: dict[str, list[int]] = {}
         for index in order:
-            if program.tasks[index].role is Role.LAUNCH:
+            if program.tasks[index].role is TaskRole.LAUNCH:
                 channels.setdefault(program.tasks[index].channel, []).append(index)
         if all(launches == sorted(launches) for launches in channels.values()):
             best = min(best, simulate(program, order).makespan)

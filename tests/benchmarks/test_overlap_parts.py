@@ -17,7 +17,7 @@ from overlap_bench.inductor import CodeFacts, facts, flights, without_counters
 from overlap_bench.profiled import peak_of
 from overlap_bench.steps import compare, interleaved
 
-from farskip_compile.profiling import Collective, Device, Trace
+from farskip_compile.profiling import Collective, CollectiveDevice, Trace
 
 # Timing and comparing
 
@@ -163,7 +163,7 @@ def test_forward_and_backward_are_told_apart():
         source="made up",
         rank=0,
         world_size=2,
-        device=Device.CPU,
+        device=CollectiveDevice.CPU,
         collectives=(Collective("a", 0, 10 * 10**9, "gloo"), Collective("b", 20 * 10**9, 30 * 10**9, "gloo")),
         work={"thread 1": [(2 * 10**9, 8 * 10**9, "mm"), (25 * 10**9, 40 * 10**9, "mm")]},
     )

@@ -19,7 +19,7 @@ from tests.passes.schedule.sample_programs import far_skip_layers, scarce_memory
 
 def case(group: str = "kernels", *, scarce: bool = False) -> Case:
     program = scarce_memory() if scarce else far_skip_layers(3, rewired=True)
-    return Case("cell", group, program, search.Limits(0.05), None, ())
+    return Case("cell", group, program, search.MemoryLimits(0.05), None, ())
 
 
 def test_a_part_is_left_out_of_one_search_alone() -> None:

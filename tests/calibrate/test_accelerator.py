@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from farskip_compile.calibrate import kernels, main, stopwatch
 from farskip_compile.calibrate.collectives import Collectives
-from farskip_compile.calibrate.kernels import Products
+from farskip_compile.calibrate.kernels import ProductBench
 from farskip_compile.calibrate.stopwatch import AHEAD, LEAST, Budget, Stopwatch
 from farskip_compile.costs import load_profile
 from tests.calibrate.test_measuring import TINY
@@ -119,7 +119,7 @@ def test_products_are_called_by_what_they_are_computed_in(monkeypatch: pytest.Mo
     monkeypatch.setattr(kernels, "Pool", lambda *_: None)
 
     def name(device: str, dtype: torch.dtype) -> str:
-        return Products(Stopwatch(torch.device(device)), dtype, TINY, 0.0).name
+        return ProductBench(Stopwatch(torch.device(device)), dtype, TINY, 0.0).name
 
     assert (name("cuda", torch.float32), name("cuda", torch.bfloat16)) == ("float32", "bfloat16")
     monkeypatch.setattr(kernels, "tf32_allowed", lambda: True)

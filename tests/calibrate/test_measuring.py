@@ -12,10 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from farskip_compile.calibrate import Calibration, Row, calibrate, calibrate_link, calibration_text, main
+from farskip_compile.calibrate import Calibration, MeasuredPoint, calibrate, calibrate_link, calibration_text, main
 from farskip_compile.calibrate.collectives import monotone
 from farskip_compile.calibrate.findings import LinkFindings, MemoryFigures, Uneven, with_compute, with_link
-from farskip_compile.calibrate.kernels import SOFTMAX_OPS, Products, softmax_rate
+from farskip_compile.calibrate.kernels import SOFTMAX_OPS, ProductBench, softmax_rate
 from farskip_compile.calibrate.stopwatch import (
     MOST,
     QUICK_SECONDS,
@@ -104,7 +104,7 @@ def test_operands_of_one_call_lie_apart_and_calls_rotate() -> None:
 
 
 def test_products_are_measured_on_the_whole_grid() -> None:
-    products = Products(Stopwatch(CPU, Clock()), torch.float32, TINY, launch_seconds=0.0)
+    products = ProductBench(Stopwatch(CPU, Clock()), torch.float32, TINY, launch_seconds=0.0)
     curves = products.measure(0.01)
     assert list(curves) == ["matmul", "grouped_matmul", "attention", "attention_backward"]
     assert curves["matmul"].axes == TINY.matmul
@@ -119,7 +119,7 @@ def test_products_are_measured_on_the_whole_grid() -> None:
 
 
 def test_the_launch_is_taken_out_of_a_products_time() -> None:
-    curve = Products(Stopwatch(CPU, Clock()), torch.float32, TINY, launch_seconds=0.5e-3).measure(0.01)["matmul"]
+    curve = ProductBench(Stopwatch(CPU, Clock()), torch.float32, TINY, launch_seconds=0.5e-3).measure(0.01)["matmul"]
     assert curve.at(8, 32, 64) == pytest.approx(2 * 8 * 32 * 64 / 0.5e-3)
 
 
@@ -128,7 +128,7 @@ def test_a_kind_that_does_not_run_is_left_out_with_a_note(monkeypatch: pytest.Mo
         raise RuntimeError("no such kernel\nand more")
 
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", refuse)
-    products = Products(Stopwatch(CPU, Clock()), torch.float32, TINY, launch_seconds=0.0)
+    products = ProductBench(Stopwatch(CPU, Clock()), torch.float32, TINY, launch_seconds=0.0)
     assert "grouped_matmul" not in products.measure(0.01)
     assert products.notes == ["grouped_matmul float32 does not run here: no such kernel"]
     assert not any("grouped" in row.section for row in products.rows)
@@ -232,13 +232,17 @@ def test_what_can_not_be_calibrated() -> None:
         main._known_kinds({"all_to_all": 0})
 
 
-def rows(sections: Sequence[str] = ("matmul bfloat16", "attention bwd bfloat16")) -> tuple[Row, ...]:
+def rows(sections: Sequence[str] = ("matmul bfloat16", "attention bwd bfloat16")) -> tuple[MeasuredPoint, ...]:
     return (
-        *(Row(s, (1024, 1024, 4096 + n), 1e-3, 0.5, 5, 1.234e9, "FLOP/s") for s in sections for n in range(20)),
-        Row("memory", (2**28,), 0.019, 0.01, 5, 1.4e10, "B/s"),
-        Row("new pages", (2**25,), 0.019, 0.01, 5, 1.4e10, "B/s"),
-        Row("reduce_scatter, 16 ranks", (2**22,), 2.0, 14.3, 5, 8.1e5, "B/s"),
-        Row("launch", (16,), 1e-6, 0.0, 5),
+        *(
+            MeasuredPoint(s, (1024, 1024, 4096 + n), 1e-3, 0.5, 5, 1.234e9, "FLOP/s")
+            for s in sections
+            for n in range(20)
+        ),
+        MeasuredPoint("memory", (2**28,), 0.019, 0.01, 5, 1.4e10, "B/s"),
+        MeasuredPoint("new pages", (2**25,), 0.019, 0.01, 5, 1.4e10, "B/s"),
+        MeasuredPoint("reduce_scatter, 16 ranks", (2**22,), 2.0, 14.3, 5, 8.1e5, "B/s"),
+        MeasuredPoint("launch", (16,), 1e-6, 0.0, 5),
     )
 
 
@@ -260,7 +264,7 @@ def test_the_table_fits_and_cuts_nothing(width: int) -> None:
 
 def test_one_process_measures_compute_and_the_links_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "grids", lambda device, quick: replace(TINY, strided=(2**14,)))
-    monkeypatch.setattr(main.Memory, "compiled", lambda self, seconds: None)  # seconds of a C++ compiler
+    monkeypatch.setattr(main.MemoryBench, "compiled", lambda self, seconds: None)  # seconds of a C++ compiler
     base = load_profile("cpu-gloo")
     profile = calibrate(device="cpu", budget_seconds=0.05, dtypes=(torch.float32, torch.bfloat16))
     assert profile.curves is not None

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from farskip_compile.calibrate import calibrate, calibrate_compute, calibrate_link, main
 from farskip_compile.calibrate.collectives import FULLER, Collectives
-from farskip_compile.calibrate.ranks import Ranks
+from farskip_compile.calibrate.ranks import MeasuredGroup
 from farskip_compile.costs import COLLECTIVE_KINDS, load_profile
 from farskip_compile.errors import ConfigError
 from tests.calibrate.test_measuring import CPU, TINY
@@ -22,7 +22,7 @@ from tests.distributed.ranks import run_ranks
 
 def everything(rank: int, world_size: int) -> dict[str, Any]:
     main.grids = lambda device, quick: TINY
-    main.Memory.compiled = lambda self, seconds: None  # seconds of a C++ compiler
+    main.MemoryBench.compiled = lambda self, seconds: None  # seconds of a C++ compiler
     whole = calibrate(budget_seconds=1.0, device="cpu")
     compute = calibrate_compute(budget_seconds=0.3, device="cpu")
     across = calibrate_link(compute, budget_seconds=0.3, device="cpu", ranks_per_node=1)
@@ -44,8 +44,8 @@ def everything(rank: int, world_size: int) -> dict[str, Any]:
         "digests": [profile.digest() for profile in profiles.values()],
         "refused": refused,
         "sizes": sizes,
-        "said": Ranks(None, CPU).agreed(f"rank {rank}"),
-        "uneven": asdict(Collectives(Ranks(None, CPU)).measure((2**12, 2**16), 0.02).uneven),
+        "said": MeasuredGroup(None, CPU).agreed(f"rank {rank}"),
+        "uneven": asdict(Collectives(MeasuredGroup(None, CPU)).measure((2**12, 2**16), 0.02).uneven),
     }
 
 
@@ -100,7 +100,7 @@ def command(rank: int, world_size: int, out: str) -> str:
 
     store = f"{out}.store"
     main.grids = lambda device, quick: TINY
-    main.Memory.compiled = lambda self, seconds: None
+    main.MemoryBench.compiled = lambda self, seconds: None
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)})
     dist.barrier()
     dist.destroy_process_group()

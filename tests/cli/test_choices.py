@@ -13,7 +13,7 @@ from farskip_compile.config.checks import Inner
 from farskip_compile.distill.config import Precision
 from farskip_compile.heal.settings import DTYPES, RecipeName
 from farskip_compile.passes.rewire.request import Named
-from farskip_compile.simulate.scenario import Exchange, Phase, Products
+from farskip_compile.simulate.scenario import ExpertExchange, Phase, ProductDtype
 from farskip_compile.texts.loaders import LossOn
 from farskip_compile.vllm.compare import TOLERANCE
 
@@ -24,8 +24,8 @@ from farskip_compile.vllm.compare import TOLERANCE
         (choices.Connectivity, get_args(Named)),
         (choices.Rewired, set(get_args(Named)) - {"none"}),
         (choices.Phase, [one.value for one in Phase]),
-        (choices.Exchange, get_args(Exchange)),
-        (choices.Products, get_args(Products)),
+        (choices.Exchange, get_args(ExpertExchange)),
+        (choices.Products, get_args(ProductDtype)),
         (choices.Recipe, get_args(RecipeName)),
         (choices.LossOn, get_args(LossOn)),
         (choices.Inner, get_args(Inner)),

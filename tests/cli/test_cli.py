@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.demo.results import Case
+from farskip_compile.demo.results import DemoCase
 from farskip_compile.models import MODELS
 from tests.explain.sample_reports import check, demo, farskip_report
 
@@ -113,8 +113,8 @@ def test_version_and_help():
     assert "transformers:FAMILY" in run("explain", "--help").stdout.replace("\n", "")
 
 
-PASSING = (Case("one", "about one", report=farskip_report("dm"), checks=(check(),)),)
-FAILING = (Case("one", "about one", problem="rank 0 failed: no"),)
+PASSING = (DemoCase("one", "about one", report=farskip_report("dm"), checks=(check(),)),)
+FAILING = (DemoCase("one", "about one", problem="rank 0 failed: no"),)
 
 
 @pytest.mark.parametrize(("cases", "status"), [(PASSING, 0), (FAILING, 1)])

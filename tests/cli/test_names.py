@@ -24,9 +24,9 @@ from farskip_compile.cli import app
 from farskip_compile.cli.terminal import Terminal
 from farskip_compile.costs import load_profile
 from farskip_compile.demo.render import page
-from farskip_compile.demo.results import Case
+from farskip_compile.demo.results import DemoCase
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import Refusal
+from farskip_compile.explain import RefusedModel
 from farskip_compile.explain.pages import render
 from farskip_compile.explain.text import refusal
 from farskip_compile.text_utils import UNPRINTABLE, printable, shortened
@@ -73,7 +73,7 @@ def test_a_terminal_obeys_no_name(columns: int, name: str) -> None:
     for name_of_any in (name, f"[/x]{name}", f"[red]{name}[/red]", f":smile:{name}"):
         shown = printed(
             name_of_any, Text(name_of_any), table(name_of_any), Panel(name_of_any, title=Text(name_of_any)),
-            Group(Text(name_of_any), table(name_of_any)), refusal(Refusal("Error", name_of_any, "", name_of_any)),
+            Group(Text(name_of_any), table(name_of_any)), refusal(RefusedModel("Error", name_of_any, "", name_of_any)),
             width=columns,
         )  # fmt: skip
         assert not UNPRINTABLE.search(shown)
@@ -128,7 +128,7 @@ def test_manifest(tmp_path: Path, columns: int) -> None:
 
 @COLUMNS
 def test_demo(tmp_path: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(EVIL, EVIL, report=farskip_report("dm"), problem=f"rank 0 failed: {EVIL}")
+    case = DemoCase(EVIL, EVIL, report=farskip_report("dm"), problem=f"rank 0 failed: {EVIL}")
 
     def pretend(tell: Any, done: Any, command: str) -> Any:
         tell("[/x] working")
@@ -197,7 +197,7 @@ def test_distill(tmp_path: Path) -> None:
 
 
 def test_pages_escape_text_attributes_and_nothing_of_their_own() -> None:
-    report = dataclasses.replace(demo(Case(EVIL, "about")), command=EVIL, versions={EVIL: EVIL})
+    report = dataclasses.replace(demo(DemoCase(EVIL, "about")), command=EVIL, versions={EVIL: EVIL})
     written = page(report)
     assert "<script" not in written
     assert not UNPRINTABLE.search(written)

@@ -14,7 +14,7 @@ from farskip_compile import extras
 from farskip_compile.cli import app
 from farskip_compile.errors import VerificationError
 from farskip_compile.vllm import compare as comparing
-from farskip_compile.vllm.compare import Comparison, Row
+from farskip_compile.vllm.compare import ComparedAnswer, ServingComparison
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, asked: list[dict[str, Any]], apart: float) -> None:
-    def compare(checkpoint: Path, **options: Any) -> Comparison:
+    def compare(checkpoint: Path, **options: Any) -> ServingComparison:
         asked.append(options)
-        rows = tuple(Row(16, 16, apart) for _ in options["prompts"])
-        return Comparison(rows, tuple(Row(16, 3, 1.5) for _ in rows), 1e-3)
+        rows = tuple(ComparedAnswer(16, 16, apart) for _ in options["prompts"])
+        return ServingComparison(rows, tuple(ComparedAnswer(16, 3, 1.5) for _ in rows), 1e-3)
 
     monkeypatch.setattr(comparing, "compare", compare)
 
@@ -80,7 +80,7 @@ def test_wrong_usage_is_status_2(asked, monkeypatch, tmp_path, args):
 
 
 def test_a_server_that_does_not_start_is_status_1(asked, monkeypatch, tmp_path):
-    def compare(*args: Any, **options: Any) -> Comparison:
+    def compare(*args: Any, **options: Any) -> ServingComparison:
         raise VerificationError("vLLM did not answer (exit status 1)", way_out="mend what it says")
 
     monkeypatch.setattr(comparing, "compare", compare)

@@ -20,7 +20,7 @@ from farskip_compile.demo.launch import Follower, run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP, VARIANTS, compared, run_overlap
 from farskip_compile.demo.ranks import DROPLESS, PADDED, PREFILL, TRAINING, check, run_case
 from farskip_compile.demo.render import page
-from farskip_compile.demo.results import Case, Comparison, Demo, over_ranks
+from farskip_compile.demo.results import Demo, DemoCase, DemoComparison, over_ranks
 from farskip_compile.models import FarSkipForm, build
 from tests.cli.terminals import FARSKIP, in_terminal
 from tests.distributed.ranks import run_ranks
@@ -62,7 +62,7 @@ def test_a_failing_rank_costs_only_the_cases_behind_it():
 def send_half(pipes):
     """A process that sends a text and a result, and dies in the middle of the next."""
     pipes[0].send("first: prefill")
-    pipes[0].send(Case("first", ""))
+    pipes[0].send(DemoCase("first", ""))
     os.write(pipes[0].fileno(), b"\0\0\0\x10half")
     os._exit(1)
 
@@ -134,7 +134,7 @@ def test_variants_side_by_side(tmp_path):
 
 
 def test_a_failed_comparison_fails_the_demo():
-    assert not Comparison("title", "about", 2, problem="rank 0 failed").passed
+    assert not DemoComparison("title", "about", 2, problem="rank 0 failed").passed
 
 
 def test_ctrl_c_stops_the_ranks_and_is_one_line(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from farskip_compile import describe
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill.checkpoints import save_checkpoint
 from tests.guard.tiny import IDS, tiny
 from tests.interrupted import interrupted
@@ -40,7 +40,7 @@ def test_healed_weights_are_never_there_as_the_original(tmp_path: Path, full: bo
         (place / "tokenizer.json").touch()
 
     def work() -> None:
-        save_checkpoint(healed, manifest, Path("model"), Ranks(healed), also=tokenizer)
+        save_checkpoint(healed, manifest, Path("model"), TrainingRanks(healed), also=tokenizer)
 
     seen = []
     for _, folder in interrupted(work, fresh(), full, each=3):

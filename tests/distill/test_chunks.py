@@ -13,7 +13,7 @@ from farskip_compile.causal.asking import Asking
 from farskip_compile.causal.batches import IGNORED, as_batch
 from farskip_compile.causal.evaluate import Evaluation
 from farskip_compile.causal.losses import agreement, by_sequence, forward_kl, next_token_loss
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.teacher import FrozenTeacher, TopLogits
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.models import FarSkipForm
@@ -178,7 +178,7 @@ def test_under_autocast_the_head_runs_in_its_precision(batch):
 def test_an_evaluation_of_hidden_states_is_that_of_logits(batch, monkeypatch):
     """Whether what the teacher said is kept, or it is asked again."""
     model, teacher = Tied(0), Tied(1)
-    ranks = Ranks(model)
+    ranks = TrainingRanks(model)
     given = [batch, as_batch(batches(1)[0], CPU)]
     said_whole = lambda one: model(one.inputs["input_ids"])  # noqa: E731
     whole = Evaluation(given, FrozenTeacher(teacher), ranks)(said_whole, model)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.distill import DistillConfig
-from farskip_compile.distill.run import Run
+from farskip_compile.distill.run import DistillRun
 from farskip_compile.distill.states import Progress, write_state
 from farskip_compile.errors import DistillationError, FarSkipError, FarSkipWarning
 from farskip_compile.json_files import sealed
@@ -29,7 +29,7 @@ class States:
 
     def __init__(self, folder: Path, copy: Path) -> None:
         config = DistillConfig(options=EAGER, output=folder, learning_rate=1e-2, steps=6, progress=False)
-        self.run = Run(small(), DATA, batches(1, seed=7), config)
+        self.run = DistillRun(small(), DATA, batches(1, seed=7), config)
         self.at: dict[int, dict[str, torch.Tensor]] = {}
         for _ in range(2):
             self.run.step()

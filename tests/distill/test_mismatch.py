@@ -10,22 +10,22 @@ import torch
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.asking import Answer
+from farskip_compile.causal.asking import ModelOutput
 from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill.stream import mismatch, stream_layers, weight_at
 
 TARGETS = torch.tensor([[1, 2, -100, 4], [-100, -100, 3, 2]])
 
 
-def answer(seed: int, **kind) -> Answer:
+def answer(seed: int, **kind) -> ModelOutput:
     generator = torch.Generator().manual_seed(seed)
     streams = [torch.randn(2, 5, 3, generator=generator, dtype=torch.float64).to(**kind) for _ in range(2)]
-    return Answer(torch.zeros(1), None, tuple(one.requires_grad_() for one in streams))
+    return ModelOutput(torch.zeros(1), None, tuple(one.requires_grad_() for one in streams))
 
 
-def found(student: Answer, teacher: Answer) -> tuple[torch.Tensor, int]:
-    return mismatch(student, teacher, TARGETS, Ranks(nn.Linear(1, 1)))
+def found(student: ModelOutput, teacher: ModelOutput) -> tuple[torch.Tensor, int]:
+    return mismatch(student, teacher, TARGETS, TrainingRanks(nn.Linear(1, 1)))
 
 
 def test_it_is_the_mean_over_layers_of_the_part_that_differs_where_there_are_targets() -> None:
@@ -48,10 +48,12 @@ def test_it_is_the_mean_over_layers_of_the_part_that_differs_where_there_are_tar
 def test_a_stream_of_zeros_counts_as_a_layer_without_a_mismatch() -> None:
     student, teacher = answer(0), answer(1)
     part, _ = found(student, teacher)
-    empty = Answer(torch.zeros(1), None, (teacher.streams[0], torch.zeros_like(teacher.streams[1])))
-    second = found(Answer(torch.zeros(1), None, student.streams[1:]), Answer(torch.zeros(1), None, teacher.streams[1:]))
+    empty = ModelOutput(torch.zeros(1), None, (teacher.streams[0], torch.zeros_like(teacher.streams[1])))
+    second = found(
+        ModelOutput(torch.zeros(1), None, student.streams[1:]), ModelOutput(torch.zeros(1), None, teacher.streams[1:])
+    )
     assert found(student, empty)[0].item() == pytest.approx(part.item() - second[0].item() / 2, rel=1e-12)
-    none = Answer(torch.zeros(1), None, tuple(map(torch.zeros_like, teacher.streams)))
+    none = ModelOutput(torch.zeros(1), None, tuple(map(torch.zeros_like, teacher.streams)))
     assert found(student, none)[0].item() == 0.0
 
 

@@ -12,7 +12,7 @@ import torch
 from farskip_compile import ConfigError
 from farskip_compile.causal.batches import as_batch
 from farskip_compile.causal.evaluate import Evaluation, HeldOut, paired
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.teacher import FrozenTeacher
 from tests.distill.common import batches, small
 
@@ -31,7 +31,9 @@ def test_sums_of_sequences():
     labels = first.clone()
     labels[1, 3:] = -100
     given = [as_batch({"input_ids": first, "labels": labels}, CPU), as_batch(second, CPU)]
-    found = Evaluation(given, FrozenTeacher(teacher), Ranks(model))(lambda one: model(one.inputs["input_ids"]), model)
+    found = Evaluation(given, FrozenTeacher(teacher), TrainingRanks(model))(
+        lambda one: model(one.inputs["input_ids"]), model
+    )
     assert found.per_sequence[3].tolist() == [5, 2, 5, 5]
     with torch.no_grad():
         for column, (ids, count) in enumerate([(first[0], 5), (first[1], 2), (second[0], 5), (second[1], 5)]):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile import ConfigError, load_manifest
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill import self_distill
 from farskip_compile.json_files import unsealed
 from farskip_compile.models import ParallelConfig
@@ -62,7 +62,7 @@ def on_rank(rank, world_size, folder, way):
     again = make()
     self_distill(again, data, output=f"{folder}/parts", **options)
     same = all(torch.equal(value, weights(again)[name]) for name, value in weights(model).items())
-    return weights(model), done.before, done.after, done.tokens, sorted(Ranks(model).parts), same
+    return weights(model), done.before, done.after, done.tokens, sorted(TrainingRanks(model).parts), same
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -133,11 +133,11 @@ class Parts(nn.Module):
 def what_is_a_part(rank, world_size):
     model = Parts(rank)
     with pytest.raises(ConfigError, match=r"experts\.bias is one number"):
-        Ranks(model)
-    told = Ranks(model, lambda name, _: name.startswith("experts."))
+        TrainingRanks(model)
+    told = TrainingRanks(model, lambda name, _: name.startswith("experts."))
     assert told.parts == {"experts.weight", "experts.bias"}
     model.experts.bias.data[0] = float(rank)
-    return Ranks(model).parts
+    return TrainingRanks(model).parts
 
 
 def test_a_bias_of_zeros_beside_parts_must_be_told():

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill import DistillConfig, self_distill
 from farskip_compile.distill.optimizer import beta2_for, usual_rate
 from tests.distill.common import EAGER, batches, small
@@ -57,13 +57,13 @@ def test_the_optimizer_has_it(tmp_path):
 def test_rates_by_size():
     def of(numel):
         model = nn.Linear(numel, 1, bias=False, device="meta")
-        return usual_rate(model, Ranks(model))
+        return usual_rate(model, TrainingRanks(model))
 
     assert of(500_000) == pytest.approx(2e-3, rel=0.02)
     assert 2e-5 < of(109 * 10**9) < of(16 * 10**9) < 8e-5
     frozen = nn.Sequential(nn.Linear(1000, 1, bias=False), nn.Linear(10**6, 1, bias=False))
     frozen[1].requires_grad_(False)
-    assert usual_rate(frozen, Ranks(frozen)) == pytest.approx(0.016)
+    assert usual_rate(frozen, TrainingRanks(frozen)) == pytest.approx(0.016)
 
 
 @pytest.mark.parametrize(

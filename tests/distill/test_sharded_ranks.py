@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from farskip_compile import ConfigError, describe, load_manifest
 from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.teacher import FrozenTeacher
 from farskip_compile.causal.tensor_files import local
 from farskip_compile.distill import self_distill
@@ -219,13 +219,13 @@ def refused_on_rank(rank, world_size):
     alone = init_device_mesh("cpu", (2, 1), mesh_dim_names=("copies", "shards"))["shards"]
     model = fully_shard(Wide(), mesh=alone)
     with pytest.raises(ConfigError, match="is sharded over 1 of 2 ranks"):
-        Ranks(model).wrap(model)
+        TrainingRanks(model).wrap(model)
     model, whole = Wide(), init_device_mesh("cpu", (2,))
     model.layers[0].weight = nn.Parameter(distribute_tensor(model.layers[0].weight.data, whole, [Shard(0)]))
     fully_shard(model, mesh=whole, ignored_params={model.layers[0].weight})
     with pytest.raises(ConfigError, match=r"layers\.0\.weight is a distributed tensor which no unit"):
-        Ranks(model).wrap(model)
-    Ranks(model, lambda name, _: name == "layers.0.weight").wrap(model)
+        TrainingRanks(model).wrap(model)
+    TrainingRanks(model, lambda name, _: name == "layers.0.weight").wrap(model)
 
 
 def test_what_is_sharded_otherwise_is_refused():
@@ -246,7 +246,7 @@ def saved_on_rank(rank, world_size, folder):
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
-    save_checkpoint(model, manifest, Path(folder) / "sharded", Ranks(model))
+    save_checkpoint(model, manifest, Path(folder) / "sharded", TrainingRanks(model))
 
 
 def test_a_model_of_transformers_writes_itself(tmp_path):

@@ -10,27 +10,27 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from farskip_compile.causal.batches import Position
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.causal.tensor_files import local
 from farskip_compile.distill.best import Best
-from farskip_compile.distill.snapshot import Snapshot
-from farskip_compile.distill.states import Progress, State
+from farskip_compile.distill.snapshot import TrainingSnapshot
+from farskip_compile.distill.states import Progress, RestoredState
 from farskip_compile.testing.fake_ranks import fake_ranks
 
 PROGRESS = Progress(taken=2, tokens=3, epoch=0, batches=1, best_score=0.5, best_step=1, waited=1)
 
 
-def trained(model: nn.Module) -> Snapshot:
+def trained(model: nn.Module) -> TrainingSnapshot:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     best = Best(model, None, 0.0)
     best.record(1, 0.5)
     for value in model.parameters():
         value.grad = torch.ones_like(value)
     optimizer.step()
-    return Snapshot(model, optimizer, best, Ranks(model, lambda *_: False))
+    return TrainingSnapshot(model, optimizer, best, TrainingRanks(model, lambda *_: False))
 
 
-def numbers(snapshot: Snapshot) -> dict[str, list]:
+def numbers(snapshot: TrainingSnapshot) -> dict[str, list]:
     return {name: local(value).tolist() for name, value in snapshot.take(Position()).items()}
 
 
@@ -54,7 +54,7 @@ def test_spread_tensors(rank: int) -> None:
                 local(value).zero_()
         snapshot.optimizer.state.clear()
         snapshot.best.weights.clear()
-        snapshot.put_back(snapshot.check(State(PROGRESS, taken)))
+        snapshot.put_back(snapshot.check(RestoredState(PROGRESS, taken)))
         assert numbers(snapshot) == {name: value.tolist() for name, value in taken.items()}
         assert isinstance(snapshot.optimizer.state[model.weight]["exp_avg"], DTensor)
         assert (snapshot.best.score, snapshot.best.step, snapshot.best.waited) == (0.5, 1, 1)
@@ -65,5 +65,5 @@ def test_generators_go_on() -> None:
         snapshot = trained(nn.Linear(2, 2))
         taken = snapshot.take(Position(generator=torch.get_rng_state()))
         expected = torch.rand(3)
-        snapshot.put_back_generators(snapshot.check(State(PROGRESS, taken)))
+        snapshot.put_back_generators(snapshot.check(RestoredState(PROGRESS, taken)))
         assert torch.equal(torch.rand(3), expected)

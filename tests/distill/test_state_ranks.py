@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile import ConfigError, FarSkipWarning
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill.states import Progress, read_newest, write_state
 from farskip_compile.errors import DistillationError
 from tests.distributed.ranks import run_ranks
@@ -21,7 +21,7 @@ ABOUT = {"configuration": "c", "number of ranks": 2}
 
 
 def damaged_on_one(rank: int, world_size: int, folder: str):
-    root, ranks = Path(folder), Ranks(nn.Linear(2, 2), lambda *_: False)
+    root, ranks = Path(folder), TrainingRanks(nn.Linear(2, 2), lambda *_: False)
     about = {**ABOUT, "model": f"of rank {rank}"}  # parts of one model
     before = None
     for step in (1, 2):

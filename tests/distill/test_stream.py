@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.asking import Answer
+from farskip_compile.causal.asking import ModelOutput
 from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.ranks import Ranks
+from farskip_compile.causal.ranks import TrainingRanks
 from farskip_compile.distill import self_distill
 from farskip_compile.distill.stream import mismatch, stream_layers
 from tests.compare import relative_difference
@@ -191,8 +191,8 @@ TARGETS = torch.tensor([[1, 2, -100, 4, 5], [1, -100, -100, -100, 2], [3, 3, 3, 
 def on_rank(rank, world_size):
     """The first sequence is the first rank's, the others are the second one's."""
     mine = slice(0, 1) if rank == 0 else slice(1, 3)
-    ours, theirs = (Answer(torch.zeros(1), None, tuple(one[mine] for one in streams(seed))) for seed in (0, 1))
-    part, tokens = mismatch(ours, theirs, TARGETS[mine], Ranks(nn.Linear(1, 1)))
+    ours, theirs = (ModelOutput(torch.zeros(1), None, tuple(one[mine] for one in streams(seed))) for seed in (0, 1))
+    part, tokens = mismatch(ours, theirs, TARGETS[mine], TrainingRanks(nn.Linear(1, 1)))
     return part.item(), tokens
 
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.models import FarSkipForm, build_decoder
-from farskip_compile.testing.strategies import Case, parallel_cases
+from farskip_compile.testing.strategies import GeneratedCase, parallel_cases
 from tests.compare import relative_difference, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_rewire_ranks import TWO_RANKS, parallel_config, tokens_of
 
 
-def compare_generated(rank: int, world_size: int, generated: tuple[Case, ...]) -> list[tuple[bool, float]]:
+def compare_generated(rank: int, world_size: int, generated: tuple[GeneratedCase, ...]) -> list[tuple[bool, float]]:
     """For each case: outputs bit-equal?, and the largest difference of a gradient."""
     results = []
     for layout, case in zip(TWO_RANKS, generated, strict=True):
@@ -37,7 +37,7 @@ def compare_generated(rank: int, world_size: int, generated: tuple[Case, ...]) -
 
 @settings(max_examples=2)
 @given(generated=st.tuples(*map(parallel_cases, TWO_RANKS)))
-def test_two_ranks_agree_with_the_oracle(generated: tuple[Case, ...]) -> None:
+def test_two_ranks_agree_with_the_oracle(generated: tuple[GeneratedCase, ...]) -> None:
     for results in run_ranks(compare_generated, 2, generated, timeout=300):
         for layout, case, (equal, gradient_difference) in zip(TWO_RANKS, generated, results, strict=True):
             assert equal, (layout, case)

@@ -25,7 +25,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.tasks import TaskManager
 
 from farskip_compile.cli.terminal import Terminal
-from farskip_compile.evaluation.difference import Comparison, Line, Measured
+from farskip_compile.evaluation.difference import Comparison, Measured, MetricLine
 from farskip_compile.evaluation.table import comparison_table
 
 OF_RUN = "farskip_compile.evaluation.run.TaskManager"
@@ -134,9 +134,9 @@ def test_both_models_by_hand(original: Path, healed: Path) -> None:
 # What it says, and how it ends
 
 
-def line(task: str, metric: str, original: float, healed: float, **more: Any) -> Line:
+def line(task: str, metric: str, original: float, healed: float, **more: Any) -> MetricLine:
     given = {"error": 0.004, "paired": True, "samples": 100, "higher_is_better": True, "limit": 0.01, **more}
-    return Line(task, metric, Measured(original, 0.05), Measured(healed, 0.05), **given)
+    return MetricLine(task, metric, Measured(original, 0.05), Measured(healed, 0.05), **given)
 
 
 EVIDENCE = {"connectivity": "full", "left_out": {"moe.0": ["a0"]}, "graphs": 3, "batches": {"log-likelihoods": 12}}

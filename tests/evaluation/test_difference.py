@@ -14,9 +14,9 @@ from farskip_compile.errors import ConfigError
 
 pytest.importorskip("lm_eval")
 
-from farskip_compile.evaluation.difference import Limits, Line, Measured, compare, mean, paired_error
+from farskip_compile.evaluation.difference import Measured, MetricLimits, MetricLine, compare, mean, paired_error
 
-NONE = Limits({})
+NONE = MetricLimits({})
 
 
 def samples(values: list[Any], metric: str = "acc", name: str = "none") -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def test_the_error_of_a_perplexity() -> None:
     original = [(-generator.gauss(2.0, 0.2) * w, w) for w in weights]
     healed = [(a - generator.gauss(0.02, 0.01) * w, w) for a, w in original]
     (line,) = compare(
-        *two(original, healed, weighted, "perplexity"), {"task": {"perplexity": weighted}}, Limits({}, 0.02)
+        *two(original, healed, weighted, "perplexity"), {"task": {"perplexity": weighted}}, MetricLimits({}, 0.02)
     )
     values = [weighted(items) for items in (original, healed)]
     slopes = [
@@ -117,8 +117,8 @@ def test_a_sample_too_few() -> None:
         compare(first, second, {"task": {"acc": mean}}, NONE)
 
 
-def line(original: float, healed: float, error: float | None, limit: float | None, higher: bool | None) -> Line:
-    return Line("task", "acc", Measured(original, 0.1), Measured(healed, 0.1), error, True, 9, higher, limit)
+def line(original: float, healed: float, error: float | None, limit: float | None, higher: bool | None) -> MetricLine:
+    return MetricLine("task", "acc", Measured(original, 0.1), Measured(healed, 0.1), error, True, 9, higher, limit)
 
 
 @pytest.mark.parametrize(
@@ -139,18 +139,18 @@ def line(original: float, healed: float, error: float | None, limit: float | Non
         (line(0.0, 0.1, 0.001, 0.01, False), math.nan, True, False),
     ],
 )
-def test_limits(found: Line, drop: float | None, exceeds: bool, can_tell: bool | None) -> None:
+def test_limits(found: MetricLine, drop: float | None, exceeds: bool, can_tell: bool | None) -> None:
     assert found.drop == (pytest.approx(drop, nan_ok=True) if drop is not None else None)
     assert (found.exceeds, found.can_tell) == (exceeds, can_tell)
 
 
 def test_the_narrowest_limit_applies() -> None:
-    limits = Limits({"task": 0.2, "task:acc": 0.1}, 0.3)
+    limits = MetricLimits({"task": 0.2, "task:acc": 0.1}, 0.3)
     assert [limits.of("task", "acc"), limits.of("task", "f1"), limits.of("other", "acc")] == [0.1, 0.2, 0.3]
 
 
 @pytest.mark.parametrize("name", ["tusk", "task:f1", "task:"])
 def test_a_limit_of_nothing(name: str) -> None:
     with pytest.raises(ConfigError, match=f"there is a limit for '{name}'") as caught:
-        compare(*two([1.0, 0.0], [1.0, 0.0], mean), {"task": {"acc": mean}}, Limits({name: 0.1}))
+        compare(*two([1.0, 0.0], [1.0, 0.0], mean), {"task": {"acc": mean}}, MetricLimits({name: 0.1}))
     assert "task:acc" in caught.value.way_out

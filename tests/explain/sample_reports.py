@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from farskip_compile.demo.results import Case, Check, Demo
+from farskip_compile.demo.results import Check, Demo, DemoCase
 from farskip_compile.errors import Where
-from farskip_compile.passes.residual.table import Kind, SubBlock, Table, Term
+from farskip_compile.passes.residual.table import SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.report.compile import CompileReport, Outcome
 
@@ -13,10 +13,10 @@ from farskip_compile.report.compile import CompileReport, Outcome
 def farskip_report(layers: str, rewired: range | None = None) -> CompileReport:
     """Full FarSkip of a model with one letter for each layer: `d` dense, `m` MoE with a shared expert."""
     rewired = range(len(layers)) if rewired is None else rewired
-    terms = [Term(0, "e", Kind.EMBEDDING, 0)]
+    terms = [Term(0, "e", TermKind.EMBEDDING, 0)]
     rows: list[SubBlock] = []
 
-    def add(name: str, layer: int, kind: Kind, own: dict[str, Kind], left_out: set[str]) -> None:
+    def add(name: str, layer: int, kind: TermKind, own: dict[str, TermKind], left_out: set[str]) -> None:
         gone = TermSet.of(term.index for term in terms if term.name in left_out and layer in rewired)
         indices = range(len(terms), len(terms) + len(own))
         before = TermSet(((0, len(terms)),))
@@ -30,16 +30,16 @@ def farskip_report(layers: str, rewired: range | None = None) -> CompileReport:
                     layer,
                     evidence=f"evidence of a {of} <sub-block>",
                     where=Where(source=f"model.py:{layer + 10}"),
-                    collectives=("all_to_all_single",) * 2 if of is Kind.ROUTED else (),
+                    collectives=("all_to_all_single",) * 2 if of is TermKind.ROUTED else (),
                 )
             )
 
     for layer, letter in enumerate(layers):
-        attention, dense = Kind.ATTENTION, Kind.DENSE
+        attention, dense = TermKind.ATTENTION, TermKind.DENSE
         add(f"attention.{layer}", layer, attention, {f"a{layer}": attention}, {f"r{layer - 1}"})
         if letter == "m":
-            own = {f"r{layer}": Kind.ROUTED, f"s{layer}": Kind.SHARED}
-            add(f"moe.{layer}", layer, Kind.ROUTED, own, {f"a{layer}"})
+            own = {f"r{layer}": TermKind.ROUTED, f"s{layer}": TermKind.SHARED}
+            add(f"moe.{layer}", layer, TermKind.ROUTED, own, {f"a{layer}"})
         else:
             add(f"mlp.{layer}", layer, dense, {f"m{layer}": dense}, {f"a{layer}"})
     return CompileReport(
@@ -70,10 +70,10 @@ def check(**changes: object) -> Check:
     return Check(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def demo(*cases: Case) -> Demo:
+def demo(*cases: DemoCase) -> Demo:
     """A finished demo."""
     some = cases or (
-        Case("one", "about one", ranks=2, report=farskip_report("dmm"), checks=(check(),)),
-        Case("two", "about two", problem="something is not installed", skipped=True),
+        DemoCase("one", "about one", ranks=2, report=farskip_report("dmm"), checks=(check(),)),
+        DemoCase("two", "about two", problem="something is not installed", skipped=True),
     )
     return Demo(some, seconds=12.0, started="2026-01-01T00:00:00+00:00", versions={"torch": "2.13.0"})

@@ -15,9 +15,9 @@ from rich.console import Console
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.demo import render as terminal
 from farskip_compile.demo.render import page
-from farskip_compile.demo.results import Case, over_ranks
+from farskip_compile.demo.results import DemoCase, over_ranks
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import Explanation, Refusal, layout, pages
+from farskip_compile.explain import Explanation, RefusedModel, layout, pages
 from farskip_compile.explain import text as render_text
 from farskip_compile.explain.layout import Cell, cells, counted, reads_text, short_place, shown_layers
 from farskip_compile.explain.overlappable import independent
@@ -129,7 +129,7 @@ def test_wide_text_shows_the_source_lines():
 
 
 def test_refusals_show_reason_place_and_way_out():
-    refusal = Refusal("NotASumError", "the stream is mixed", "layer 3, at model.py:9", "compile something else")
+    refusal = RefusedModel("NotASumError", "the stream is mixed", "layer 3, at model.py:9", "compile something else")
     for report in (None, SMALL):
         text = explained(report, refusal)
         for part in ("NotASumError", "the stream is mixed", "model.py:9", "compile something else"):
@@ -193,7 +193,9 @@ def test_the_page_is_whole_and_self_contained():
 
 
 def test_the_page_of_a_failure_says_so():
-    text = page(demo(Case("one", "about", report=SMALL, checks=(check(outputs_equal=False, output_difference=1e-3),))))
+    text = page(
+        demo(DemoCase("one", "about", report=SMALL, checks=(check(outputs_equal=False, output_difference=1e-3),)))
+    )
     assert "✗ failed" in text
     assert 'class="verdict bad"' in text
 
@@ -216,8 +218,8 @@ def test_checks_pass_and_fail_as_they_should():
 
 
 def test_ranks_are_put_together_by_their_worst():
-    good = Case("one", "about", report=SMALL, checks=(check(),))
-    bad = Case("one", "about", report=SMALL, checks=(check(outputs_equal=False, output_difference=0.25),))
+    good = DemoCase("one", "about", report=SMALL, checks=(check(),))
+    bad = DemoCase("one", "about", report=SMALL, checks=(check(outputs_equal=False, output_difference=0.25),))
     both = over_ranks([good, bad])
     assert both.ranks == 2
     assert both.checks[0].output_difference == 0.25
@@ -245,7 +247,7 @@ def test_colours_differ_in_lightness_too():
 
 
 def test_the_text_of_an_explanation_is_what_the_command_prints():
-    reason = Refusal("DenseModelError", "no routed experts", way_out="another model")
+    reason = RefusedModel("DenseModelError", "no routed experts", way_out="another model")
     for report, refusal in ((DEEP, None), (DEEP, reason), (None, reason)):
         expected = "\n".join(line.rstrip() for line in explained(report, refusal).splitlines())
         assert str(Explanation("model", FarSkipConfig(), report, refusal)) == expected.strip("\n")

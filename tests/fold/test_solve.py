@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.fold.solve import CHOOSING, RIDGES, Grams, Pairs, _changes
+from farskip_compile.fold.solve import CHOOSING, RIDGES, Grams, NormalEquations, _changes
 
 WIDTH = 5
 
@@ -44,7 +44,7 @@ def test_each_ridge_is_least_squares(seed, ridge, noise):
 @given(st.integers(0, 10**6), st.floats(0.01, 3.0))
 def test_the_ridge_is_chosen_by_rows_that_were_not_fitted(seed, noise):
     now, original = rows(seed, 48, noise)
-    pairs = Pairs(WIDTH, now)
+    pairs = NormalEquations(WIDTH, now)
     for part in torch.arange(48).split(12):
         pairs.add(now[part], original[part])
     found = pairs.solve(lambda value: None)
@@ -64,7 +64,7 @@ def test_the_ridge_is_chosen_by_rows_that_were_not_fitted(seed, noise):
 
 def test_what_ranks_hold_is_added_up():
     now, original = rows(1, 32, 0.3)
-    whole, parts = Pairs(WIDTH, now), [Pairs(WIDTH, now) for _ in range(2)]
+    whole, parts = NormalEquations(WIDTH, now), [NormalEquations(WIDTH, now) for _ in range(2)]
     for rank, part in enumerate(parts):
         part.add(now[rank * 16 : rank * 16 + 16], original[rank * 16 : rank * 16 + 16])
         whole.add(now[rank * 16 : rank * 16 + 16], original[rank * 16 : rank * 16 + 16])
@@ -83,14 +83,14 @@ def test_what_ranks_hold_is_added_up():
 
 def test_nothing_to_do():
     now, _ = rows(2, 16, 0.0)
-    pairs = Pairs(WIDTH, now)
+    pairs = NormalEquations(WIDTH, now)
     pairs.add(now, now)
     assert pairs.solve(lambda value: None) is None
 
 
 def test_narrow_numbers_are_added_up_in_float32():
     now, original = (value.bfloat16() for value in rows(3, 64, 0.1))
-    pairs = Pairs(WIDTH, now)
+    pairs = NormalEquations(WIDTH, now)
     pairs.add(now, original)
     found = pairs.solve(lambda value: None)
     assert found is not None

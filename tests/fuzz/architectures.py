@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generated decoders through Dynamo and the backend: what is demanded of each.
 
-In:    a `Case`: a decoder, an input, a connectivity and a range.
+In:    a `GeneratedCase`: a decoder, an input, a connectivity and a range.
 Out:   counts; or the first demand that is not met, as `Broken`.
 
 Demands, for the connectivity of the case and for all others: refused with `LayerRangeError` exactly where the rules of
@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from farskip_compile import FarSkipConfig, FarSkipError, LayerRangeError, backend, clear_reports
-from farskip_compile.testing.strategies import Case, nothing_to_leave_out
+from farskip_compile.testing.strategies import GeneratedCase, nothing_to_leave_out
 from tests.compare import far_gradients, run_with_gradients
 from tests.fuzz.demands import check_refusal, demand
 from tests.fuzz.wishes import NAMED
@@ -37,10 +37,10 @@ Function = Callable[..., Any]
 class Backends:
     """A backend for Dynamo that hands each graph to a backend of ours for each case."""
 
-    cases: Sequence[Case]
+    cases: Sequence[GeneratedCase]
     graphs: int = 0
-    functions: dict[Case, Function] = field(default_factory=dict)
-    refusals: dict[Case, FarSkipError] = field(default_factory=dict)
+    functions: dict[GeneratedCase, Function] = field(default_factory=dict)
+    refusals: dict[GeneratedCase, FarSkipError] = field(default_factory=dict)
     arguments: tuple[Any, ...] = ()
     """What the graph was called with."""
 
@@ -61,7 +61,7 @@ class Backends:
         return call
 
 
-def check_architecture(example: Case) -> Counter[str]:
+def check_architecture(example: GeneratedCase) -> Counter[str]:
     """Check one model.
 
     Raises:
@@ -83,7 +83,7 @@ def check_architecture(example: Case) -> Counter[str]:
     return counts
 
 
-def _check_case(case: Case, backends: Backends, model: Any, ids: torch.Tensor, plain: Any) -> str:
+def _check_case(case: GeneratedCase, backends: Backends, model: Any, ids: torch.Tensor, plain: Any) -> str:
     wish = f"{case.connectivity}, layers {case.layers}"
     error = backends.refusals.get(case)
     if nothing_to_leave_out(case):

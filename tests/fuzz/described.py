@@ -23,7 +23,7 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import LayerRange, ask
-from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
+from farskip_compile.testing.strategies import GeneratedGraph, GeneratedNetwork, capture, evaluate, networks
 from farskip_compile.testing.strategies.network import state
 from tests.fuzz.demands import attempt, check_refusal, demand
 from tests.fuzz.machine import duplicate, run_nodes, same
@@ -35,7 +35,7 @@ from tests.properties.test_table import described_rows, left_out_of_blocks, term
 class Described:
     """A network; `standard` if attention and feed-forward alternate and read the whole stream."""
 
-    network: Network
+    network: GeneratedNetwork
     standard: bool
     number: int
 
@@ -59,7 +59,7 @@ def check_described(example: Described) -> Counter[str]:
     demand(
         same(captured.run(network), evaluate(network)), "the captured graph does not compute what the description says"
     )
-    normal = Captured(duplicate(captured.module), captured.marks, captured.states)
+    normal = GeneratedGraph(duplicate(captured.module), captured.marks, captured.states)
     try:
         normalize(normal.module)
         reading = read_table(normal.module.graph)
@@ -80,7 +80,7 @@ def check_described(example: Described) -> Counter[str]:
     return counts
 
 
-def _demand_table(network: Network, reading: Reading, ours: list[int]) -> None:
+def _demand_table(network: GeneratedNetwork, reading: Reading, ours: list[int]) -> None:
     table = reading.table
     terms = range(len(network.term_kinds))
     demand(sorted(ours) == list(terms), f"terms found: {ours}")
@@ -93,7 +93,7 @@ def _demand_table(network: Network, reading: Reading, ours: list[int]) -> None:
 
 
 def _check_wish(
-    example: Described, captured: Captured, table: Table, ours: list[int], wish: Wish, arguments: list[Any]
+    example: Described, captured: GeneratedGraph, table: Table, ours: list[int], wish: Wish, arguments: list[Any]
 ) -> Counter[str]:
     connectivity, layers = wish
     made = attempt(captured.module, connectivity, layers)
@@ -115,7 +115,7 @@ def _check_wish(
     return counted
 
 
-def standard_wish(network: Network, connectivity: str, layers: LayerRange) -> dict[int, frozenset[int]]:
+def standard_wish(network: GeneratedNetwork, connectivity: str, layers: LayerRange) -> dict[int, frozenset[int]]:
     """The rules of arXiv 2511.11505 and 2501.06589 for attention and feed-forward in turn: block -> terms left out."""
     first, last = layers or (0, len(network.blocks) // 2 - 1)
     wish: dict[int, frozenset[int]] = {}
@@ -131,6 +131,6 @@ def standard_wish(network: Network, connectivity: str, layers: LayerRange) -> di
     return {block: terms for block, terms in wish.items() if terms}
 
 
-def _arguments(captured: Captured, network: Network) -> list[Any]:
+def _arguments(captured: GeneratedGraph, network: GeneratedNetwork) -> list[Any]:
     inputs = [node for node in captured.module.graph.nodes if node.op == "placeholder"][1:]
     return [*network.inputs(), *(state(str(n.target), tuple(n.meta["example_value"].shape)) for n in inputs)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A captured graph on the table, to be spoiled: choose nodes, insert others, make fake values anew.
 
-In:    a `Network`.
+In:    a `GeneratedNetwork`.
 Out:   a graph module that runs, with a fake value on each node as Dynamo leaves it, and arguments for it.
 Never: asks a pass anything.
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from farskip_compile.testing.strategies import Network, capture
+from farskip_compile.testing.strategies import GeneratedNetwork, capture
 from farskip_compile.testing.strategies.network import WIDTH, state
 from tests.fuzz.fakes import set_fake_values
 from tests.fuzz.machine import run_nodes
@@ -34,7 +34,7 @@ class Unfit(Exception):
 class Sheet:
     """The graph of `network`, open for edits."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: GeneratedNetwork) -> None:
         self.network = network
         self.module = capture(network).module
         self.graph = self.module.graph

@@ -22,7 +22,7 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire.request import ask
 from farskip_compile.report.compile import Outcome
-from farskip_compile.testing.strategies import Network, networks
+from farskip_compile.testing.strategies import GeneratedNetwork, networks
 from tests.fuzz.demands import Attempt, attempt, demand
 from tests.fuzz.edits import EDITS
 from tests.fuzz.machine import duplicate, run_nodes, same
@@ -35,7 +35,7 @@ from tests.fuzz.wishes import Wish, said, wishes
 class Spoiled:
     """A network, and what is done to its graph."""
 
-    network: Network
+    network: GeneratedNetwork
     edits: tuple[tuple[str, int], ...]
 
 

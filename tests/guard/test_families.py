@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 
 from farskip_compile import Manifest, ManifestError, save_manifest
 from farskip_compile.guard.forward import is_guarded
-from farskip_compile.manifest import Fingerprint
+from farskip_compile.manifest import ParameterFingerprint
 from farskip_compile.zoo import Family, build_tiny, moe_families
 
 FAMILIES = {family.model_type: family for family in moe_families()}
@@ -141,7 +141,7 @@ def test_a_buffer_that_transformers_does_not_miss(tmp_path: Path) -> None:
     """The bias of a router is no parameter in this family, which tells transformers that a checkpoint may lack it."""
     model = saved(FAMILIES["axk1"], tmp_path)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    save_manifest(Manifest("full", fingerprint=Fingerprint(shapes, {})), tmp_path)
+    save_manifest(Manifest("full", fingerprint=ParameterFingerprint(shapes, {})), tmp_path)
     AutoModelForCausalLM.from_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     kept = {name: value for name, value in load_file(file).items() if "e_score_correction_bias" not in name}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from farskip_compile import UnsupportedPatternError
-from farskip_compile.passes.residual.table import Kind
+from farskip_compile.passes.residual.table import TermKind
 from tests.handwritten.decoder import MLP, TOKENS, WIDTH, Attention, Decoder, assert_is_the_form_by_hand, token_ids
 from tests.handwritten.test_adds import TwoBranches
 
@@ -81,9 +81,9 @@ def test_what_is_mixed_once_more_behind_it_is_refused(inner: type[nn.Module]) ->
 
 @pytest.mark.parametrize("make", [lambda: Before(MLP), lambda: Behind(MLP, after=True), ShortConvolution])
 def test_before_a_projection_or_alone_it_is_a_mixer(make: Make) -> None:
-    found: list[Kind] = []
+    found: list[TermKind] = []
     model = Decoder(TwoBranches, [Attention, make, Attention])
     torch.compiler.reset()
     options = {"inner": "eager", "on_report": lambda report: found.extend(term.kind for term in report.table.terms)}
     torch.compile(model, backend="farskip", fullgraph=True, options=options)(token_ids())
-    assert Kind.MIXER in found
+    assert TermKind.MIXER in found

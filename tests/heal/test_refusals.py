@@ -18,7 +18,7 @@ from farskip_compile.cli import app
 from farskip_compile.cli import heal as command
 from farskip_compile.heal import choice, forecast, main
 from farskip_compile.heal.recipes import config_for, steps_for
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from farskip_compile.manifest.guarded import guarded
 from farskip_compile.plan.choose import Exposure, Front, Point
 from tests.heal.common import LENGTH, TEXT, make_checkpoint, tiny_qwen3_moe
@@ -122,8 +122,8 @@ def test_files_as_a_shell_gives_them(folder, monkeypatch) -> None:
     assert (given["settings"].free, given["settings"].fraction) == (0.5, 0.02)
 
 
-def settings(folder, **more) -> Settings:
-    return Settings(
+def settings(folder, **more) -> HealSettings:
+    return HealSettings(
         **{"checkpoint": folder / "checkpoint", "data": (folder / "train.txt",), "out": folder / "out"} | more
     )
 

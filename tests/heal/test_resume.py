@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
-from farskip_compile.distill.run import Run
+from farskip_compile.distill.run import DistillRun
 from farskip_compile.heal import main
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from tests.economy import held_to_all
 from tests.heal.common import OPTIONS, make_checkpoint, tiny_qwen3_moe
 
@@ -34,9 +34,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def settings(folder: Path, out: str) -> Settings:
+def settings(folder: Path, out: str) -> HealSettings:
     texts = {"data": (folder / "train.txt",), "held_out": (folder / "held.txt",)}
-    return Settings(checkpoint=folder / "checkpoint", out=folder / out, recipe="best", **texts, **OPTIONS)
+    return HealSettings(checkpoint=folder / "checkpoint", out=folder / out, recipe="best", **texts, **OPTIONS)
 
 
 def comparable(report: dict) -> dict:
@@ -66,7 +66,7 @@ def test_killed_at_each_step(folder, monkeypatch) -> None:
     questions = []
     talk = main.Talk(agrees=lambda: not questions.append(None))
     taken: list[int] = []
-    step = Run.step
+    step = DistillRun.step
 
     def some_steps(self):
         if kill[0] == "within" and len(taken) == LAST:
@@ -74,7 +74,7 @@ def test_killed_at_each_step(folder, monkeypatch) -> None:
         taken.append(self.taken)
         return step(self)
 
-    monkeypatch.setattr(Run, "step", some_steps)
+    monkeypatch.setattr(DistillRun, "step", some_steps)
     for name in KILLED_AT:
         kill[0] = name
         with pytest.raises(KilledError):
@@ -94,9 +94,9 @@ def test_killed_at_each_step(folder, monkeypatch) -> None:
 
 def test_a_damaged_record_is_not_read(folder) -> None:
     from farskip_compile.errors import DistillationError
-    from farskip_compile.heal.steps import Steps
+    from farskip_compile.heal.steps import HealSteps
 
-    steps = Steps(folder)
+    steps = HealSteps(folder)
     steps.release()
     assert steps.run("one", {"a": [1, 2]}, lambda: {"found": 3})["found"] == 3
     assert steps.run("one", {"a": (1, 2)}, lambda: {"found": 4})["found"] == 3

@@ -14,7 +14,7 @@ from farskip_compile.distill import self_distill
 from farskip_compile.errors import ConfigError
 from farskip_compile.fold import fold
 from farskip_compile.heal.main import Talk, heal
-from farskip_compile.heal.settings import Settings
+from farskip_compile.heal.settings import HealSettings
 from farskip_compile.models import build
 from farskip_compile.writing.locks import Busy
 
@@ -27,7 +27,7 @@ def busy(*_: Any, **__: Any) -> None:
 
 def heals(out: Path) -> None:
     (out / "steps").mkdir()
-    heal(Settings(checkpoint=out / "nowhere", data=(out / "nowhere.txt",), out=out), Talk())
+    heal(HealSettings(checkpoint=out / "nowhere", data=(out / "nowhere.txt",), out=out), Talk())
 
 
 def distills(out: Path) -> None:

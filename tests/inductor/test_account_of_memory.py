@@ -14,7 +14,7 @@ from torch._inductor.graph import GraphLowering
 
 import farskip_compile
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
-from farskip_compile.models.farskip_form import Connectivity
+from farskip_compile.models.farskip_form import FormName
 from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.testing.fake_ranks import fake_ranks
 from tests.inductor.held import most_held
@@ -50,7 +50,7 @@ def programs(
     options: dict[str, Any] | None,
     *,
     trains: bool = False,
-    by_hand: Connectivity = "none",
+    by_hand: FormName = "none",
     widths: dict[str, Any] = WIDTHS,
     tokens: int = TOKENS,
 ) -> tuple[list[str], list[ScheduleReport], int, list[torch.Tensor]]:
@@ -106,7 +106,7 @@ def test_the_account_is_what_the_program_holds(options: dict[str, Any], trains: 
 
 
 @pytest.mark.parametrize("connectivity", ["none", "full"])
-def test_the_limit_starts_from_what_inductor_alone_would_hold(connectivity: Connectivity) -> None:
+def test_the_limit_starts_from_what_inductor_alone_would_hold(connectivity: FormName) -> None:
     """Of the form by hand, blocks not kept for later. What is rewired was fused in a graph that was scheduled."""
     (code,), _, inputs, _ = programs(None, by_hand=connectivity)
     _, (report,), *_ = programs({"connectivity": connectivity})

@@ -22,7 +22,7 @@ from farskip_compile._compat import inductor
 from farskip_compile.passes.schedule import graph as in_graph
 from farskip_compile.passes.schedule import kernels as of_kernels
 from farskip_compile.passes.schedule.custom_collectives import blocking
-from farskip_compile.passes.schedule.program import Program, Role
+from farskip_compile.passes.schedule.program import Program, TaskRole
 from farskip_compile.verify.kernels import verify_kernels
 from tests.economy import scalar_kernels
 from tests.inductor.custom_operators import C10D, WIDTH, compiled, swap
@@ -69,8 +69,8 @@ def test_what_writes_in_place_blocks_too_and_stays_in_its_place(group: Any, monk
     assert [one.split()[0] for one in report.orders[group.group_name]] == ["all_reduce", "swap_", "all_reduce"]
     assert len(programs) == 2
     for program in programs:
-        first, last = (place for place, task in enumerate(program.tasks) if task.role is Role.LAUNCH)
-        between = [task for task in program.tasks if first in task.needs and task.role is Role.COMPUTE]
+        first, last = (place for place, task in enumerate(program.tasks) if task.role is TaskRole.LAUNCH)
+        between = [task for task in program.tasks if first in task.needs and task.role is TaskRole.COMPUTE]
         assert any(program.tasks.index(task) in program.tasks[last].needs for task in between)
 
 

@@ -12,7 +12,7 @@ from torch import fx
 
 from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.passes.graph import comms, ops
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.search import MemoryLimits
 from tests.passes.pieces.regions import Region, trace
 
 
@@ -37,6 +37,6 @@ def test_the_least_time_within_the_limit(seconds: Any, peaks: Any, wanted: int) 
         after = SimpleNamespace(makespan=seconds[place] - 1, late=1, peak_bytes=peaks[place])
         return SimpleNamespace(before=SimpleNamespace(peak_bytes=100), after=after)
 
-    limits = Limits(memory_increase=0.1)
+    limits = MemoryLimits(memory_increase=0.1)
     found = cut_in_pieces(module.graph, "auto", (), strict=True, scheduled=scheduled, limits=limits)
     assert (found.pieces, len(ops.calls(module.graph, comms.is_all_to_all))) == (wanted, 2 * wanted)

@@ -22,7 +22,7 @@ from torch._inductor import config, ir
 
 from farskip_compile._compat import cuda_graphs, inductor
 from farskip_compile.errors import ConfigError
-from farskip_compile.inductor_passes.cuda_graphs import Captured, keep_flights_whole
+from farskip_compile.inductor_passes.cuda_graphs import CudaGraphCapture, keep_flights_whole
 from farskip_compile.report.schedule import ScheduleReport
 
 OPERATORS = {
@@ -111,7 +111,7 @@ def test_no_flight_is_open_where_a_cuda_graph_begins_or_ends(kernels: list[Kerne
         assert left_out == ([] if whole else flights)
         if flights:
             graphs = sum(not left_out for left_out, _ in groupby(kernels, lambda one: one.should_partition(one)))
-            assert found == Captured(graphs, all(one.should_partition(one) for one in flights))
+            assert found == CudaGraphCapture(graphs, all(one.should_partition(one) for one in flights))
     assert config.custom_should_partition_ops == []
 
 
@@ -120,7 +120,7 @@ def test_where_all_or_nothing_is_captured_every_flight_must_begin_and_end_here(k
     kernels = [Kernel(kind, 0) for kind in kinds]
     with compiling(graph_partition=False):
         if right:
-            assert keep_flights_whole(kernels) == Captured(1)
+            assert keep_flights_whole(kernels) == CudaGraphCapture(1)
         else:
             with pytest.raises(ConfigError, match="graph_partition"):
                 keep_flights_whole(kernels)
@@ -128,15 +128,17 @@ def test_where_all_or_nothing_is_captured_every_flight_must_begin_and_end_here(k
 
 def test_nothing_is_left_out_without_cuda_graphs() -> None:
     with compiling(**{"triton.cudagraphs": False, "triton.reorder_for_reducing_graph_partitions": True}):
-        assert keep_flights_whole([Kernel("L", 0), Kernel("h"), Kernel("W", 0)]) == Captured()
+        assert keep_flights_whole([Kernel("L", 0), Kernel("h"), Kernel("W", 0)]) == CudaGraphCapture()
         assert config.custom_should_partition_ops == []
 
 
 def test_an_order_that_inductor_makes_after_ours_is_refused() -> None:
     with compiling(**{"triton.reorder_for_reducing_graph_partitions": True}):
-        assert keep_flights_whole([Kernel("k")]) == Captured(), "no collective: nothing of ours is undone"
+        assert keep_flights_whole([Kernel("k")]) == CudaGraphCapture(), "no collective: nothing of ours is undone"
         with config.patch(graph_partition=False):
-            assert keep_flights_whole([Kernel("L", 0), Kernel("W", 0)]) == Captured(1), "Inductor does not reorder"
+            assert keep_flights_whole([Kernel("L", 0), Kernel("W", 0)]) == CudaGraphCapture(1), (
+                "Inductor does not reorder"
+            )
         with pytest.raises(ConfigError, match="reorder_for_reducing_graph_partitions"):
             keep_flights_whole([Kernel("L", 0), Kernel("W", 0)])
 

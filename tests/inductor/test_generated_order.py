@@ -26,7 +26,7 @@ from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.kernels import pin_products
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.ranks.announce import Announcement
 from farskip_compile.report.schedule import ScheduleReport
 from farskip_compile.testing import fake_ranks
@@ -353,7 +353,7 @@ def fused_with_what_hides_it(x: torch.Tensor, weight: torch.Tensor) -> torch.Ten
 def test_no_fusion_makes_a_launch_wait_for_what_hides_it(pinned: bool, two_ranks: Any) -> None:
     link = quick_link().inter_node
     slow = dataclasses.replace(link, bandwidth=1e7)
-    plan = Plan(dataclasses.replace(quick_link(), intra_node=slow, inter_node=slow), Limits(memory_increase=10.0))
+    plan = Plan(dataclasses.replace(quick_link(), intra_node=slow, inter_node=slow), MemoryLimits(memory_increase=10.0))
     pin = pin_products if pinned else lambda kernels: None
     options = {
         "post_grad_custom_post_pass": PostGradPass("test", None, plan),

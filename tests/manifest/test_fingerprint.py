@@ -13,7 +13,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from farskip_compile import ManifestError
 from farskip_compile._compat.modules import parameter_name
-from farskip_compile.manifest import Fingerprint
+from farskip_compile.manifest import ParameterFingerprint
 from farskip_compile.manifest.fingerprint import align, parameters_of
 
 
@@ -62,12 +62,12 @@ def test_a_lazy_parameter_has_no_shape() -> None:
 
 
 def test_hash_is_of_names_and_shapes_in_any_order() -> None:
-    one = Fingerprint({"a": (1,), "b": (2,)}, {})
-    assert one.sha256 == Fingerprint({"b": (2,), "a": (1,)}, {}).sha256
+    one = ParameterFingerprint({"a": (1,), "b": (2,)}, {})
+    assert one.sha256 == ParameterFingerprint({"b": (2,), "a": (1,)}, {}).sha256
     others = [
-        Fingerprint({"a": (1,), "b": (3,)}, {}),
-        Fingerprint({"a": (1,), "c": (2,)}, {}),
-        Fingerprint({"a": (1,)}, {"b": (2,)}),
+        ParameterFingerprint({"a": (1,), "b": (3,)}, {}),
+        ParameterFingerprint({"a": (1,), "c": (2,)}, {}),
+        ParameterFingerprint({"a": (1,)}, {"b": (2,)}),
     ]
     assert len({one.sha256, *(other.sha256 for other in others)}) == 4
 

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 import farskip_compile
 from farskip_compile import Manifest, ManifestError, describe
 from farskip_compile.describe import from_report
-from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
+from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
 
 
-def compiled(case: Case, manifest: Manifest) -> torch.Tensor:
+def compiled(case: GeneratedCase, manifest: Manifest) -> torch.Tensor:
     torch.compiler.reset()
     options = {"inner": "eager", "manifest": manifest}
     with torch.no_grad():
         return torch.compile(case.model(), backend="farskip", fullgraph=True, options=options)(case.ids())
 
 
-def same_to_a_manifest(left: Case, right: Case) -> bool:
+def same_to_a_manifest(left: GeneratedCase, right: GeneratedCase) -> bool:
     """Written from what a manifest is for, without it: the same sub-blocks, parameters and reads as written."""
 
-    def seen(case: Case) -> object:
+    def seen(case: GeneratedCase) -> object:
         config = case.config
         parameters = {name: tuple(p.shape) for name, p in case.model().named_parameters()}
         shared = config.shared_experts if "moe" in config.layers else 0
@@ -35,7 +35,7 @@ def same_to_a_manifest(left: Case, right: Case) -> bool:
 
 @settings(max_examples=6)
 @given(cases(max_layers=3), st.data())
-def test_accepted_by_its_own_model_and_refused_by_others(case: Case, data: st.DataObject) -> None:
+def test_accepted_by_its_own_model_and_refused_by_others(case: GeneratedCase, data: st.DataObject) -> None:
     assume(not nothing_to_leave_out(case))
     options = case.options()
     manifest = Manifest.from_json(describe(case.model(), case.ids(), **options).to_json())

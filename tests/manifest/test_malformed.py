@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from farskip_compile import Manifest, ManifestError, describe, load_manifest, save_manifest
 from farskip_compile.manifest import from_amd_keys
 from farskip_compile.manifest.check import check_as_written
-from farskip_compile.manifest.fingerprint import Fingerprint
+from farskip_compile.manifest.fingerprint import ParameterFingerprint
 from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.manifest.json_text import compact
 from farskip_compile.passes.residual.table import Table
@@ -155,7 +155,7 @@ def test_names_are_written_as_no_terminal_obeys_them() -> None:
 
 def test_many_names_are_compared_with_few() -> None:
     known = {f"layers.{number}.up.weight": (1,) for number in range(100_000)}
-    manifest = Manifest("full", fingerprint=Fingerprint(known, {}))
+    manifest = Manifest("full", fingerprint=ParameterFingerprint(known, {}))
     graph = GraphParameters({**dict(list(known.items())[:9]), "layers.777.upp.weight": (1,)}, ())
     found = bounded(lambda: check_as_written(manifest, Table(), graph))
     assert "it has 'layers.777.up.weight'" in found.reason
@@ -163,5 +163,5 @@ def test_many_names_are_compared_with_few() -> None:
 
 def test_what_can_be_written_can_be_read() -> None:
     shapes = {f"layers.{layer}.experts.{expert}.w": (2, 3) for layer in range(61) for expert in range(384)}
-    found = Manifest("full", fingerprint=Fingerprint(shapes, {}))
+    found = Manifest("full", fingerprint=ParameterFingerprint(shapes, {}))
     assert Manifest.from_json(found.to_json()).fingerprint == found.fingerprint

@@ -19,7 +19,7 @@ from farskip_compile.manifest.graph_parameters import GraphParameters, graph_par
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.table import Kind, Table
+from farskip_compile.passes.residual.table import Table, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import ask
 from tests.compile_each import compile_each
@@ -229,7 +229,7 @@ def test_another_connectivity_than_the_rows_say(manifest: Manifest, graph: Graph
     ("changes", "says"),
     [
         (
-            {"kind": Kind.DENSE},
+            {"kind": TermKind.DENSE},
             "sub-block moe.1 (routed, layer 1) where the manifest weights/farskip.json has moe.1 (dense",
         ),
         ({"layer": 2}, "has moe.1 (routed, layer 2)"),

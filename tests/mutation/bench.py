@@ -39,7 +39,7 @@ from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.merge_reductions import merge_reductions
 from farskip_compile.passes.rewire.request import ask
 from farskip_compile.pipeline import run
-from farskip_compile.verify.rewiring import Snapshot, Verified, snapshot, verify
+from farskip_compile.verify.rewiring import Verified, WiringSnapshot, snapshot, verify
 from tests.mutation.models import PLAIN, Base
 
 
@@ -74,7 +74,7 @@ class Rewired:
 
     module: fx.GraphModule
     wanted: Table
-    before: Snapshot
+    before: WiringSnapshot
     found: Reading
 
     @property

@@ -28,7 +28,7 @@ from farskip_compile.inductor_passes import schedule_post_grad
 from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.graph import comms
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.ranks.announce import Announcement, announcement
 from tests.mutation.bench import Fault, Verdict, code, mutated
 
@@ -38,7 +38,7 @@ SIZE = 64
 
 
 def plan(**fields: Any) -> Plan:
-    return Plan(load_profile("cpu-gloo"), Limits(memory_increase=1e6), **fields)
+    return Plan(load_profile("cpu-gloo"), MemoryLimits(memory_increase=1e6), **fields)
 
 
 class Graph:

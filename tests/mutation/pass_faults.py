@@ -28,7 +28,9 @@ IN_RANGE = "layers[0] <= row.layer <= layers[1]"
 
 FAULTS: list[Fault] = [
     in_pass("rule: attention leaves out an older layer", request.rule, "row.layer - 1", "row.layer - 2"),
-    in_pass("rule: n misses s too", request._routed, "term.kind is Kind.ROUTED", "term.kind is not Kind.EMBEDDING"),
+    in_pass(
+        "rule: n misses s too", request._routed, "term.kind is TermKind.ROUTED", "term.kind is not TermKind.EMBEDDING"
+    ),
     in_pass(
         "rule: attention reads x under `full`",
         request.rule,
@@ -53,7 +55,7 @@ FAULTS: list[Fault] = [
         "rule: dense layer not parallel",
         request.rule,
         'connectivity == "attention"',
-        'connectivity == "attention" or row.kind is Kind.DENSE',
+        'connectivity == "attention" or row.kind is TermKind.DENSE',
         DENSE_FIRST,
     ),
     in_pass(
@@ -109,7 +111,7 @@ FAULTS: list[Fault] = [
         "if not parallel and",
         MOE_FIRST,
     ),
-    in_pass("shared experts taken for routed ones", residual._with_shared, "Kind.SHARED if", "Kind.ROUTED if"),
+    in_pass("shared experts taken for routed ones", residual._with_shared, "TermKind.SHARED if", "TermKind.ROUTED if"),
     in_pass("writes in place not followed", assignment.assign_once, "names[arg])", "arg)", IN_PLACE),
     in_pass(
         "rewire: last row forgotten",

@@ -46,14 +46,22 @@ FAULTS = (
         SEEN_BY_THE_ACCOUNT,
     ),
     SourceFault(ACCOUNT + "weights.py", "if found.decided and", "if", SEEN_BY_THE_ACCOUNT),
-    SourceFault(ACCOUNT + "fragment.py", "rows[node].state >= State.MIXED", "False", SEEN_BY_THE_ACCOUNT),
+    SourceFault(ACCOUNT + "fragment.py", "rows[node].state >= RowDependence.MIXED", "False", SEEN_BY_THE_ACCOUNT),
     # the kinds
-    SourceFault(ACCOUNT + "kinds.py", "    if rows.state is State.UNKNOWN or (", "    if (", SEEN_BY_THE_ACCOUNT),
-    SourceFault(ACCOUNT + "kinds.py", "    if rows.state is State.MIXED:\n", "    if False:\n", SEEN_BY_THE_ACCOUNT),
-    SourceFault(ACCOUNT + "kinds.py", "    if rows.state is State.MOVED:\n", "    if False:\n", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ACCOUNT + "kinds.py", "    if rows.state is RowDependence.UNKNOWN or (", "    if (", SEEN_BY_THE_ACCOUNT
+    ),
+    SourceFault(
+        ACCOUNT + "kinds.py", "    if rows.state is RowDependence.MIXED:\n", "    if False:\n", SEEN_BY_THE_ACCOUNT
+    ),
+    SourceFault(
+        ACCOUNT + "kinds.py", "    if rows.state is RowDependence.MOVED:\n", "    if False:\n", SEEN_BY_THE_ACCOUNT
+    ),
     SourceFault(ACCOUNT + "kinds.py", "if rows.decided else None), at", "if False else None), at", SEEN_BY_THE_ACCOUNT),
     SourceFault(ACCOUNT + "kinds.py", "complaint is None and caches and", "False and", SEEN_BY_THE_ACCOUNT),
-    SourceFault(ACCOUNT + "kinds.py", "rows.state is State.MIXED and not (", "False and not (", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ACCOUNT + "kinds.py", "rows.state is RowDependence.MIXED and not (", "False and not (", SEEN_BY_THE_ACCOUNT
+    ),
     # the rows
     SourceFault(ROWS + "layout.py", "if tokens(here) and here != dim:", "if False:", SEEN_BY_THE_ACCOUNT),
     SourceFault(
@@ -62,7 +70,9 @@ FAULTS = (
     SourceFault(ROWS + "layout.py", "and left % size == 0", "", SEEN_BY_THE_ACCOUNT),
     SourceFault(ROWS + "state.py", " and not any(map(is_picked, found.layout))", "", SEEN_BY_THE_ACCOUNT),
     # picked rows
-    SourceFault(ROWS + "moved.py", "if found.state is State.ROWS and index_of(", "if False and (", SEEN_BY_THE_ACCOUNT),
+    SourceFault(
+        ROWS + "moved.py", "if found.state is RowDependence.ROWS and index_of(", "if False and (", SEEN_BY_THE_ACCOUNT
+    ),
     SourceFault(ROWS + "moved.py", '["sum", "mean", "nansum"]', '["sum", "mean", "amax"]', SEEN_BY_THE_ACCOUNT),
     SourceFault(ROWS + "moved.py", "layouts.tokens(own) or not layouts.tokens(dim)", "True", SEEN_BY_THE_ACCOUNT),
     SourceFault(

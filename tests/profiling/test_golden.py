@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from farskip_compile.profiling import Device, OverlapReport, overlap
+from farskip_compile.profiling import CollectiveDevice, OverlapReport, overlap
 from tests.profiling.golden import GOLDEN, Golden
 from tests.profiling.nsys_files import NSYS, write_nsys
 from tests.profiling.traces import trace
@@ -13,7 +13,7 @@ from tests.profiling.traces import trace
 
 def check(report: OverlapReport, golden: Golden) -> None:
     (rank,) = report.ranks
-    assert report.device is Device.GPU
+    assert report.device is CollectiveDevice.GPU
     assert (rank.communication_ns, rank.exposed_ns) == tuple(1000 * time for time in golden.total)
     kinds = {one.name: (one.count, one.communication_ns // 1000, one.exposed_ns // 1000) for one in rank.kinds}
     assert kinds == golden.kinds

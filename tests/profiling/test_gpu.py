@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from farskip_compile.profiling import Device, TraceError, overlap
+from farskip_compile.profiling import CollectiveDevice, TraceError, overlap
 from tests.profiling.gpu_traces import ALL_REDUCE, GEMM, LANES, SEND_RECV, kernel, random_gpu_events
 from tests.profiling.traces import annotation, event, gloo, op, trace
 
@@ -61,7 +61,7 @@ def test_a_moe_layer():
     found = trace(events)
     report = overlap(found)
     (rank,) = report.ranks
-    assert report.device is Device.GPU
+    assert report.device is CollectiveDevice.GPU
     dispatch, copied, reduce = rank.collectives
     assert (dispatch.kind, dispatch.group, dispatch.layer) == ("all_to_all", "1", 2)
     assert (copied.kind, copied.communication_ns, copied.exposed_ns) == ("peer_copy", 5_000, 5_000)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from farskip_compile.profiling import Device
+from farskip_compile.profiling import CollectiveDevice
 from tests.profiling.golden import EP, TP, call, collective, mark, operator
 from tests.profiling.gpu_traces import GEMM, SEND_RECV, kernel
 from tests.profiling.traces import Event, annotation, trace
@@ -130,7 +130,7 @@ def test_work_whose_name_says_nothing(around: list[Event], kinds: list[str], nam
 
 def test_a_copy_alone_is_no_trace_of_a_gpu_program() -> None:
     """Without a kernel or a collective nothing says that the GPU matters."""
-    assert trace([kernel(DTOD, 50, 60, 20)]).device is Device.CPU
+    assert trace([kernel(DTOD, 50, 60, 20)]).device is CollectiveDevice.CPU
 
 
 def test_layers_and_moments_of_new_kinds() -> None:

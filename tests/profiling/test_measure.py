@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.profiling import NoCollectivesError, RanksMissingError, TraceError, overlap
-from farskip_compile.profiling.data import Collective, Device, Trace
+from farskip_compile.profiling.data import Collective, CollectiveDevice, Trace
 from farskip_compile.profiling.intervals import union
 from tests.profiling.traces import MAIN, OTHER_WORKER, annotation, gloo, op, trace
 
@@ -40,7 +40,7 @@ def test_a_report_against_every_nanosecond(work, flights, copies, count_copies, 
         source="constructed",
         rank=3,
         world_size=None,
-        device=Device.CPU,
+        device=CollectiveDevice.CPU,
         collectives=tuple(Collective(kind, *span, lane="gloo", layer=layer) for span, kind, layer in flights),
         work={str(number): lane for number, lane in enumerate(work)},
         copies={"copies": copies},

@@ -13,20 +13,20 @@ from hypothesis import example, given, settings
 import farskip_compile
 from farskip_compile import LayerRangeError, Outcome
 from farskip_compile.models import ModelConfig
-from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
+from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
 from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
 from tests.economy import examples, scalar_kernels
 from tests.one_build import kernels_in_one_build
 
 
-def compiled(case: Case, model: torch.nn.Module, inner: str):
+def compiled(case: GeneratedCase, model: torch.nn.Module, inner: str):
     torch.compiler.reset()
     return torch.compile(model, backend="farskip", fullgraph=True, options=case.options(inner=inner))
 
 
 @settings(max_examples=examples(25))
 @given(case=cases())
-def test_bit_equal_to_the_oracle(case: Case) -> None:
+def test_bit_equal_to_the_oracle(case: GeneratedCase) -> None:
     model = case.model()
     if nothing_to_leave_out(case):
         with pytest.raises(LayerRangeError):
@@ -40,7 +40,7 @@ def test_bit_equal_to_the_oracle(case: Case) -> None:
 
 @settings(max_examples=5)
 @given(case=cases(max_layers=4))
-def test_aot_eager_is_close_to_the_oracle(case: Case) -> None:
+def test_aot_eager_is_close_to_the_oracle(case: GeneratedCase) -> None:
     if nothing_to_leave_out(case):
         return
     model = case.model()
@@ -51,14 +51,14 @@ def test_aot_eager_is_close_to_the_oracle(case: Case) -> None:
 
 
 INDUCTOR_CASES = [
-    Case(ModelConfig(vocab_size=17, hidden_size=16, layers=("moe", "dense"), head_dim=8, heads=2, kv_heads=1,
+    GeneratedCase(ModelConfig(vocab_size=17, hidden_size=16, layers=("moe", "dense"), head_dim=8, heads=2, kv_heads=1,
                      intermediate_size=24, moe_intermediate_size=8, experts=4, shared_experts=1, qk_norm=True),
          "full", None, 2, 5, 0),
-    Case(ModelConfig(vocab_size=17, hidden_size=16, layers=("moe", "moe"), attention="mla", heads=2, kv_rank=8,
+    GeneratedCase(ModelConfig(vocab_size=17, hidden_size=16, layers=("moe", "moe"), attention="mla", heads=2, kv_rank=8,
                      query_rank=8, nope_head_dim=4, rope_head_dim=4, value_head_dim=4, experts=4, shared_experts=2,
                      moe_intermediate_size=8, router="sigmoid_groups", router_groups=2, router_top_groups=1,
                      residual_scale=0.22), "full", None, 1, 4, 1),
-    Case(ModelConfig(vocab_size=17, hidden_size=16, layers=("dense", "moe"), head_dim=8, heads=2, kv_heads=2,
+    GeneratedCase(ModelConfig(vocab_size=17, hidden_size=16, layers=("dense", "moe"), head_dim=8, heads=2, kv_heads=2,
                      intermediate_size=24, moe_intermediate_size=8, experts=4, router="sigmoid_top1", top_k=1,
                      norm="layer"), "mlp", (1, 1), 2, 3, 2),
 ]  # fmt: skip
@@ -69,7 +69,9 @@ INDUCTOR_CASES = [
     [(INDUCTOR_CASES[1], scalar_kernels), (INDUCTOR_CASES[2], kernels_in_one_build)],  # each takes long to build
     ids=["mla", "llama"],
 )
-def test_inductor_is_close_to_the_oracle(case: Case, kernels: Callable[[], AbstractContextManager[None]]) -> None:
+def test_inductor_is_close_to_the_oracle(
+    case: GeneratedCase, kernels: Callable[[], AbstractContextManager[None]]
+) -> None:
     model = case.model()
     expected, expected_gradients = run_with_gradients(case.oracle(model), model, case.ids())
     with kernels():
@@ -81,9 +83,9 @@ def test_inductor_is_close_to_the_oracle(case: Case, kernels: Callable[[], Abstr
 
 @settings(max_examples=examples(10))
 @given(case=cases(max_layers=4))
-def test_none_changes_no_bit(case: Case) -> None:
+def test_none_changes_no_bit(case: GeneratedCase) -> None:
     model = case.model()
-    case = Case(case.config, "none", case.layers, case.batch, case.sequence, case.seed)
+    case = GeneratedCase(case.config, "none", case.layers, case.batch, case.sequence, case.seed)
     expected, expected_gradients = run_with_gradients(model, model, case.ids())
     output, gradients = run_with_gradients(compiled(case, model, "eager"), model, case.ids())
     assert torch.equal(output, expected)
@@ -92,9 +94,9 @@ def test_none_changes_no_bit(case: Case) -> None:
 
 @settings(max_examples=examples(10))
 @given(case=cases(max_layers=4))
-def test_without_routed_output_attention_connectivity_is_the_original(case: Case) -> None:
+def test_without_routed_output_attention_connectivity_is_the_original(case: GeneratedCase) -> None:
     """If every routed expert returns zero, leaving the routed experts out changes nothing."""
-    case = Case(case.config, "attention", case.layers, case.batch, case.sequence, case.seed)
+    case = GeneratedCase(case.config, "attention", case.layers, case.batch, case.sequence, case.seed)
     if nothing_to_leave_out(case):
         return
     model = case.model()
@@ -109,9 +111,9 @@ def test_without_routed_output_attention_connectivity_is_the_original(case: Case
 @settings(max_examples=examples(10))
 @given(case=cases(max_layers=4))
 @example(case=INDUCTOR_CASES[0])
-def test_rewiring_is_no_identity(case: Case) -> None:
+def test_rewiring_is_no_identity(case: GeneratedCase) -> None:
     """The checks above could not fail if the rewired model computed the same as the plain one."""
-    case = Case(case.config, "full", None, case.batch, case.sequence, case.seed)
+    case = GeneratedCase(case.config, "full", None, case.batch, case.sequence, case.seed)
     model = case.model()
     with torch.no_grad():
         rewired, plain = compiled(case, model, "eager")(case.ids()), model(case.ids())

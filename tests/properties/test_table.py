@@ -17,13 +17,13 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.rewire.request import Named, Request, ask
-from farskip_compile.testing.strategies import Captured, Network, capture, evaluate, networks
+from farskip_compile.passes.rewire.request import Named, RewireRequest, ask
+from farskip_compile.testing.strategies import GeneratedGraph, GeneratedNetwork, capture, evaluate, networks
 from farskip_compile.verify.rewiring import snapshot, verify
 from tests.economy import examples
 
 
-def terms_by_mark(reading: Reading, captured: Captured) -> list[int]:
+def terms_by_mark(reading: Reading, captured: GeneratedGraph) -> list[int]:
     """For each term of the table, the description's term: they share the node that was marked."""
     found = []
     for term, region in zip(reading.table.terms, reading.regions, strict=True):
@@ -34,7 +34,7 @@ def terms_by_mark(reading: Reading, captured: Captured) -> list[int]:
     return found
 
 
-def read(captured: Captured) -> tuple[Reading, list[int]]:
+def read(captured: GeneratedGraph) -> tuple[Reading, list[int]]:
     normalize(captured.module)
     reading = read_table(captured.module.graph)
     assert reading is not None
@@ -48,7 +48,7 @@ def described_rows(table: Table, ours: list[int]) -> set[tuple[frozenset[int], f
     }
 
 
-def left_out_of_blocks(network: Network, table: Table, ours: list[int], request: Request):
+def left_out_of_blocks(network: GeneratedNetwork, table: Table, ours: list[int], request: RewireRequest):
     """The request, by block of the description."""
     row_of = {ours[index]: row.name for row in table.rows for index in row.terms}
     wish = {name: frozenset(ours[i] for i in terms) for name, terms in request.left_out.items()}
@@ -62,7 +62,7 @@ def assert_same_bits(left, right) -> None:
 
 @settings(max_examples=examples(70))
 @given(network=networks())
-def test_table_is_the_one_of_the_construction(network: Network) -> None:
+def test_table_is_the_one_of_the_construction(network: GeneratedNetwork) -> None:
     reading, ours = read(capture(network))
     table = reading.table
     assert sorted(ours) == list(range(len(network.term_kinds)))
@@ -75,7 +75,7 @@ def test_table_is_the_one_of_the_construction(network: Network) -> None:
 
 @settings(max_examples=20)
 @given(network=networks())
-def test_normalising_changes_no_bit(network: Network) -> None:
+def test_normalising_changes_no_bit(network: GeneratedNetwork) -> None:
     captured = capture(network)
     before = captured.run(network)
     assert_same_bits(before, evaluate(network))
@@ -85,7 +85,9 @@ def test_normalising_changes_no_bit(network: Network) -> None:
     assert not written
 
 
-def check_rewired(network: Network, captured: Captured, reading: Reading, ours: list[int], request: Request):
+def check_rewired(
+    network: GeneratedNetwork, captured: GeneratedGraph, reading: Reading, ours: list[int], request: RewireRequest
+):
     wish = left_out_of_blocks(network, reading.table, ours, request)
     wanted, before = request.wanted(reading.table), snapshot(reading)
     rewire(captured.module, reading, request)
@@ -95,7 +97,7 @@ def check_rewired(network: Network, captured: Captured, reading: Reading, ours: 
 
 @settings(max_examples=examples(50))
 @given(network=networks(standard=True), connectivity=st.sampled_from(get_args(Named)[:-1]), data=st.data())
-def test_named_connectivity(network: Network, connectivity: str, data: st.DataObject) -> None:
+def test_named_connectivity(network: GeneratedNetwork, connectivity: str, data: st.DataObject) -> None:
     """The rule is written down once more here, in terms of the description."""
     captured = capture(network)
     reading, ours = read(captured)
@@ -134,7 +136,7 @@ def test_named_connectivity(network: Network, connectivity: str, data: st.DataOb
 
 @settings(max_examples=examples(70))
 @given(network=networks(), data=st.data())
-def test_any_table_of_the_user(network: Network, data: st.DataObject) -> None:
+def test_any_table_of_the_user(network: GeneratedNetwork, data: st.DataObject) -> None:
     assume("routed" in network.term_kinds)
     captured = capture(network)
     reading, ours = read(captured)
@@ -150,7 +152,7 @@ def test_any_table_of_the_user(network: Network, data: st.DataObject) -> None:
 
 @settings(max_examples=20)
 @given(network=networks(), data=st.data())
-def test_a_table_can_not_ask_for_what_is_not_read(network: Network, data: st.DataObject) -> None:
+def test_a_table_can_not_ask_for_what_is_not_read(network: GeneratedNetwork, data: st.DataObject) -> None:
     assume("routed" in network.term_kinds)
     table = read(capture(network))[0].table
     row = data.draw(st.sampled_from(table.rows))
@@ -165,19 +167,19 @@ def test_a_table_can_not_ask_for_what_is_not_read(network: Network, data: st.Dat
 
 @settings(max_examples=20)
 @given(network=networks())
-def test_an_empty_request_leaves_the_code_alone(network: Network) -> None:
+def test_an_empty_request_leaves_the_code_alone(network: GeneratedNetwork) -> None:
     captured = capture(network)
     reading, _ = read(captured)
     captured.module.recompile()
     code = captured.module.code
-    assert rewire(captured.module, reading, Request({})) == 0
+    assert rewire(captured.module, reading, RewireRequest({})) == 0
     captured.module.recompile()
     assert captured.module.code == code
 
 
 @settings(max_examples=20)
 @given(network=networks(), seed=st.integers(0, 5))
-def test_names_of_nodes_do_not_matter(network: Network, seed: int) -> None:
+def test_names_of_nodes_do_not_matter(network: GeneratedNetwork, seed: int) -> None:
     """Neither the node names nor the targets of parameters: nothing may hang on `mlp` or `experts`."""
     captured = capture(network)
     other = renamed(capture(network), seed)
@@ -191,7 +193,7 @@ def test_names_of_nodes_do_not_matter(network: Network, seed: int) -> None:
 
 @settings(max_examples=20)
 @given(network=networks(), data=st.data())
-def test_order_of_operands_does_not_matter(network: Network, data: st.DataObject) -> None:
+def test_order_of_operands_does_not_matter(network: GeneratedNetwork, data: st.DataObject) -> None:
     captured = capture(network)
     flipped = copy.deepcopy(captured)
     normalize(flipped.module)
@@ -206,7 +208,7 @@ def test_order_of_operands_does_not_matter(network: Network, data: st.DataObject
     assert [(row.name, row.layer) for row in table.rows] == [(row.name, row.layer) for row in other_table.rows]
 
 
-def renamed(captured: Captured, seed: int) -> Captured:
+def renamed(captured: GeneratedGraph, seed: int) -> GeneratedGraph:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     marks: dict[str, int] = {}
@@ -218,4 +220,4 @@ def renamed(captured: Captured, seed: int) -> Captured:
         copies[node] = new
         if node.name in captured.marks:
             marks[new.name] = captured.marks[node.name]
-    return Captured(fx.GraphModule(captured.module, graph), marks, captured.states)
+    return GeneratedGraph(fx.GraphModule(captured.module, graph), marks, captured.states)

@@ -31,7 +31,7 @@ from farskip_compile.report import living, process_file, processes
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.report.living import Life, place, started
 from farskip_compile.report.process_records import REFUSED, REWIRED, SILENT
-from farskip_compile.report.processes import VARIABLE, Found, folder_of, read_folder
+from farskip_compile.report.processes import VARIABLE, FolderStatus, folder_of, read_folder
 
 IDS = torch.arange(8).view(1, 8)
 
@@ -347,7 +347,7 @@ def test_processes_are_found_by_number(tmp_path: Path) -> None:
         for number in (process.pid, 77):
             found = read_folder(folder, number)
             assert ([one.head.rank for one in found.processes], found.status) == ([0, 1], 0)
-        assert read_folder(folder, 78) == Found((), 0, ())
+        assert read_folder(folder, 78) == FolderStatus((), 0, ())
         assert process.stdin is not None
         process.stdin.close()
     with pytest.raises(ConfigError, match="can't be asked"):

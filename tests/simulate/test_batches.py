@@ -10,35 +10,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order, needs_of
-from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole, check_order, needs_of
+from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.simulate.batches import in_order, in_turn, in_two_batches, one_after_another, stretches
 from farskip_compile.testing.strategies.programs import programs
 
-FREE = Limits(memory_increase=1e9)
+FREE = MemoryLimits(memory_increase=1e9)
 
 
 def layers(count: int, *, counts: bool = False) -> Program:
     """Of each layer: attention, dispatch, experts, combine, a second each; `counts`: how many rows, before them."""
     tasks: list[Task] = []
 
-    def add(name: str, seconds: float, role: Role = Role.COMPUTE) -> None:
+    def add(name: str, seconds: float, role: TaskRole = TaskRole.COMPUTE) -> None:
         needs = (len(tasks) - 1,) if tasks else ()
-        launch = len(tasks) - 1 if role is Role.WAIT else -1
-        tasks.append(Task(name, needs, seconds, role, channel="ep" * (role is Role.LAUNCH), launch=launch))
+        launch = len(tasks) - 1 if role is TaskRole.WAIT else -1
+        tasks.append(Task(name, needs, seconds, role, channel="ep" * (role is TaskRole.LAUNCH), launch=launch))
 
     for _ in range(count):
         add("attention", 1.0)
         if counts:
-            add("counts", 0.01, Role.LAUNCH)
-            add("wait", 0.0, Role.WAIT)
+            add("counts", 0.01, TaskRole.LAUNCH)
+            add("wait", 0.0, TaskRole.WAIT)
             add("permute", 0.01)
-        add("dispatch", 1.0, Role.LAUNCH)
-        add("wait", 0.0, Role.WAIT)
+        add("dispatch", 1.0, TaskRole.LAUNCH)
+        add("wait", 0.0, TaskRole.WAIT)
         add("experts", 1.0)
-        add("combine", 1.0, Role.LAUNCH)
-        add("wait", 0.0, Role.WAIT)
+        add("combine", 1.0, TaskRole.LAUNCH)
+        add("wait", 0.0, TaskRole.WAIT)
     return Program(tuple(tasks))
 
 
@@ -47,7 +47,7 @@ def written(program: Program) -> tuple[int, ...]:
 
 
 def launches(program: Program) -> list[str]:
-    return [task.name for task in program.tasks if task.role is Role.LAUNCH]
+    return [task.name for task in program.tasks if task.role is TaskRole.LAUNCH]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -113,7 +113,7 @@ def test_gradients_are_summed_and_parameters_shared() -> None:
     found = in_two_batches(GRADIENT, [written(GRADIENT)], (0,), {3: 0.5})
     (place,) = [index for index, task in enumerate(found.tasks) if task.name == "mm_sum"]
     summed = found.tasks[place]
-    assert (summed.seconds, summed.role) == (0.5, Role.COMPUTE)
+    assert (summed.seconds, summed.role) == (0.5, TaskRole.COMPUTE)
     assert {found.tasks[need].name for need in summed.needs} == {"mm", "view", "mm'", "view'"}
     assert simulate(found, written(found)).compute == 2 * 4.0 + 0.5
     sizes = sorted((one.size, one.maker >= 0, one.kept) for one in found.buffers)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from farskip_compile.costs import collective_seconds, load_profile
-from farskip_compile.passes.schedule.program import Role, check_order
+from farskip_compile.passes.schedule.program import TaskRole, check_order
 from farskip_compile.passes.schedule.search import list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.simulate import Prediction, predict_each
@@ -60,14 +60,18 @@ def test_every_kind_of_exchange(case: dict[str, Any]) -> None:
         for phase, one in zip(step.phases, whole.phases, strict=True):
             check_order(phase.program, phase.order)
             assert simulate(phase.program, phase.order) == phase.timeline
-            both, once = ([task for task in each.program.tasks if task.role is Role.LAUNCH] for each in (phase, one))
+            both, once = (
+                [task for task in each.program.tasks if task.role is TaskRole.LAUNCH] for each in (phase, one)
+            )
             assert len(both) == 2 * len(once), "each half has all launches"
             kinds = exposed_rows(phase)
         assert sum(row.count for row in kinds) == len(both)
         assert len({(row.operator, row.terms) for row in exposed_rows(one)}) == len(kinds), "one kind of both halves"
-        own = sum(task.seconds for phase in step.phases for task in phase.program.tasks if task.role is not Role.LAUNCH)
+        own = sum(
+            task.seconds for phase in step.phases for task in phase.program.tasks if task.role is not TaskRole.LAUNCH
+        )
         once = sum(
-            task.seconds for phase in whole.phases for task in phase.program.tasks if task.role is not Role.LAUNCH
+            task.seconds for phase in whole.phases for task in phase.program.tasks if task.role is not TaskRole.LAUNCH
         )
         assert own >= once, "smaller products are never cheaper"
         assert step.communication >= whole.communication
@@ -126,7 +130,7 @@ def test_slower_compute_slows_sums_too() -> None:
     _, plain, _ = in_two(tp=1, phase="train", prompt=64)
     _, slower, _ = in_two(tp=1, phase="train", prompt=64, slower=3.0)
     times = [
-        sum(task.seconds for phase in step.phases for task in phase.program.tasks if task.role is not Role.LAUNCH)
+        sum(task.seconds for phase in step.phases for task in phase.program.tasks if task.role is not TaskRole.LAUNCH)
         for step in (plain, slower)
     ]
     assert times[1] == pytest.approx(3 * times[0])

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.passes.schedule.program import Program, Role, Task
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole
 from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.simulate.picture import draw_prediction
 from farskip_compile.simulate.results import PhaseResult, exposed_rows
@@ -34,21 +34,21 @@ def result(*tasks: Task) -> PhaseResult:
 
 
 def launch(name: str, seconds: float, *terms: str) -> Task:
-    return Task(name, (), seconds, Role.LAUNCH, channel="0", terms=terms)
+    return Task(name, (), seconds, TaskRole.LAUNCH, channel="0", terms=terms)
 
 
 def test_reasons() -> None:
     found = result(
         launch("all_reduce", 1.0, "r0"),
-        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=0),
         launch("all_gather", 1.0, "r1"),
         Task("work", (), 0.5),
-        Task("wait_1", (), 0.0, Role.WAIT, launch=2),
+        Task("wait_1", (), 0.0, TaskRole.WAIT, launch=2),
         launch("broadcast", 2.0, "a1"),
         launch("all_to_all_single", 0.5, "s1"),
         Task("work_1", (), 1.0),
-        Task("wait_2", (), 0.0, Role.WAIT, launch=6),
-        Task("wait_3", (), 0.0, Role.WAIT, launch=5),
+        Task("wait_2", (), 0.0, TaskRole.WAIT, launch=6),
+        Task("wait_3", (), 0.0, TaskRole.WAIT, launch=5),
     )
     rows = {row.operator: (row.reason, round(row.exposed, 6)) for row in exposed_rows(found)}
     assert rows == {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from torch import fx
 
-from farskip_compile.passes.schedule.program import Program, Role, check_order
+from farskip_compile.passes.schedule.program import Program, TaskRole, check_order
 from farskip_compile.passes.schedule.published import published_order
 from farskip_compile.simulate.results import PhaseResult
 from farskip_compile.testing.strategies.programs import programs
@@ -25,7 +25,7 @@ def test_any_program_is_ordered(program: Program) -> None:
     for backward in (False, True):
         order = published_order(program, nodes, backward=backward)
         check_order(program, order)
-        launched = [i for i in order if program.tasks[i].role is Role.LAUNCH]
+        launched = [i for i in order if program.tasks[i].role is TaskRole.LAUNCH]
         for channel in "abc":
             own = [i for i in launched if program.tasks[i].channel == channel]
             assert own == sorted(own), "a process group keeps its order"
@@ -35,16 +35,16 @@ def events(phase: PhaseResult) -> list[str]:
     """Kernels, launches and waits, in order, by what they are of: `dispatch 2`, `wait dispatch 2`, `attention 2`."""
     tasks, names, seen = phase.program.tasks, {}, dict[str, int]()
     for index, task in enumerate(tasks):
-        if task.role is Role.LAUNCH:
+        if task.role is TaskRole.LAUNCH:
             term = "+".join(task.terms)
             seen[term] = seen.get(term, 0) + 1
             names[index] = f"{term}#{seen[term]}" if "all_to_all" in task.name else term
     found = []
     for index in phase.order:
         task = tasks[index]
-        if task.role is Role.LAUNCH:
+        if task.role is TaskRole.LAUNCH:
             found.append(names[index])
-        elif task.role is Role.WAIT:
+        elif task.role is TaskRole.WAIT:
             found.append(f"wait {names[task.launch]}")
         elif "attention" in task.name:
             found.append("attention")

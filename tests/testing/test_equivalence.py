@@ -17,7 +17,7 @@ from farskip_compile.models import FarSkipForm, build
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.testing import assert_equivalent, assert_unchanged, equivalence
-from farskip_compile.testing.strategies import Case, cases
+from farskip_compile.testing.strategies import GeneratedCase, cases
 from tests import sample_models
 from tests.graphs import Dense, Layer, MoE, Stack, ids
 from tests.testing.texts import failure_of
@@ -244,7 +244,7 @@ def test_without_a_gradient_on_one_side():
 
 @settings(max_examples=10)
 @given(case=cases(max_layers=3))
-def test_generated_models_are_unchanged_under_none(case: Case):
+def test_generated_models_are_unchanged_under_none(case: GeneratedCase):
     assert_unchanged(case.model(), case.ids())
     assert_unchanged(compiled(case.model(), connectivity="none"), case.ids())
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from farskip_compile.passes.schedule.program import Program, Role, Task
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole
 from farskip_compile.passes.schedule.search import list_schedule
 from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.ranks.announce import Announcement
@@ -21,28 +21,30 @@ def test_by_the_definition(program: Program):
     schedule = list_schedule(program)
     order = list(schedule.order)
     found = schedule.flights
-    launches = [index for index in order if program.tasks[index].role is Role.LAUNCH]
+    launches = [index for index in order if program.tasks[index].role is TaskRole.LAUNCH]
     assert [flight.launch for flight in found] == [program.tasks[index].name for index in launches]
     for flight, index in zip(found, launches, strict=True):
         waits = [
-            p for p, i in enumerate(order) if program.tasks[i].role is Role.WAIT and program.tasks[i].launch == index
+            p
+            for p, i in enumerate(order)
+            if program.tasks[i].role is TaskRole.WAIT and program.tasks[i].launch == index
         ]
         between = order[order.index(index) + 1 : min(waits, default=len(order))]
-        compute = sum(program.tasks[i].seconds for i in between if program.tasks[i].role is Role.COMPUTE)
+        compute = sum(program.tasks[i].seconds for i in between if program.tasks[i].role is TaskRole.COMPUTE)
         assert flight.compute == pytest.approx(compute, abs=1e-9)
         assert flight.seconds == program.tasks[index].seconds
         assert flight.channel == program.tasks[index].channel
         assert flight.start == schedule.after.start[index]
-    if all(any(t.launch == index for t in program.tasks if t.role is Role.WAIT) for index in launches):
+    if all(any(t.launch == index for t in program.tasks if t.role is TaskRole.WAIT) for index in launches):
         assert sum(flight.exposed for flight in found) == pytest.approx(schedule.after.exposed, abs=1e-9)
 
 
 TASKS = (
-    Task("send", seconds=2.0, role=Role.LAUNCH, channel="ep", terms=("r1",)),
+    Task("send", seconds=2.0, role=TaskRole.LAUNCH, channel="ep", terms=("r1",)),
     Task("hide", seconds=0.5),
-    Task("wait", role=Role.WAIT, launch=0, needs=(1,)),
+    Task("wait", role=TaskRole.WAIT, launch=0, needs=(1,)),
     Task("use", (2,), 3.0),
-    Task("tail", seconds=4.0, role=Role.LAUNCH, channel="dp", needs=(3,)),
+    Task("tail", seconds=4.0, role=TaskRole.LAUNCH, channel="dp", needs=(3,)),
 )
 
 
@@ -54,7 +56,7 @@ def test_what_is_not_waited_for_flies_until_the_end():
 
 def test_a_graph_without_anything_to_send_has_none():
     assert list_schedule(Program((Task("a", seconds=1.0),))).flights == ()
-    free = Program((Task("send", role=Role.LAUNCH, channel="ep"), Task("wait", role=Role.WAIT, launch=0)))
+    free = Program((Task("send", role=TaskRole.LAUNCH, channel="ep"), Task("wait", role=TaskRole.WAIT, launch=0)))
     assert len(list_schedule(free).flights) == 1
 
 

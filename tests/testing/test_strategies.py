@@ -18,8 +18,8 @@ from farskip_compile.models.decoder import Decoder
 from farskip_compile.passes.schedule.program import check_order
 from farskip_compile.testing import strategies
 from farskip_compile.testing.strategies import (
-    Case,
-    Network,
+    GeneratedCase,
+    GeneratedNetwork,
     capture,
     cases,
     evaluate,
@@ -65,7 +65,7 @@ def test_everything_public_is_documented():
 
 @settings(max_examples=10)
 @given(case=cases(max_layers=2))
-def test_a_case_has_a_model_and_an_oracle(case: Case):
+def test_a_case_has_a_model_and_an_oracle(case: GeneratedCase):
     model = case.model(torch.float32)
     assert isinstance(model, Decoder)
     with torch.no_grad():
@@ -75,14 +75,14 @@ def test_a_case_has_a_model_and_an_oracle(case: Case):
 
 @settings(max_examples=10)
 @given(case=parallel_cases("tp+sp"))
-def test_parallel_cases_divide(case: Case):
+def test_parallel_cases_divide(case: GeneratedCase):
     assert case.sequence % 2 == 0
     assert case.config.heads % 2 == case.config.kv_heads % 2 == 0
 
 
 @settings(max_examples=20)
 @given(network=networks(), data=st.data())
-def test_a_network_is_its_graph(network: Network, data: st.DataObject):
+def test_a_network_is_its_graph(network: GeneratedNetwork, data: st.DataObject):
     outputs = capture(network).run(network)
     for one, other in zip(outputs, evaluate(network), strict=True):
         assert torch.equal(one, other)

@@ -18,7 +18,7 @@ from farskip_compile.passes.rewire import request as rules
 from farskip_compile.testing import assert_rewired, assert_wiring
 from farskip_compile.testing.drawing import MOST_ROWS, drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring
-from farskip_compile.testing.strategies import Case, cases, nothing_to_leave_out
+from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
 from tests import sample_models
 from tests.explain.sample_reports import farskip_report
 from tests.graphs import Dense, Layer, MoE, Stack
@@ -50,7 +50,7 @@ def test_the_compiler_does_what_the_paper_says(wish):
 
 @settings(max_examples=15)
 @given(case=cases(max_layers=4), before=st.booleans())
-def test_generated_models_are_rewired_as_the_paper_says(case: Case, before: bool):
+def test_generated_models_are_rewired_as_the_paper_says(case: GeneratedCase, before: bool):
     wish = {"connectivity": case.connectivity, "layers": case.layers}
     model = case.model() if before else compiled(case.model(), **case.options())
     if nothing_to_leave_out(case):
@@ -61,7 +61,7 @@ def test_generated_models_are_rewired_as_the_paper_says(case: Case, before: bool
 
 @settings(max_examples=10)
 @given(case=cases(max_layers=4))
-def test_forms_written_by_hand_have_the_wiring_of_the_paper(case: Case):
+def test_forms_written_by_hand_have_the_wiring_of_the_paper(case: GeneratedCase):
     model = case.model()
     if case.config.parallel_block and case.connectivity not in ("full", "mlp"):
         return  # each feed-forward skips the attention anyway
@@ -150,8 +150,8 @@ def test_a_defect_of_the_compilers_own_rule_is_seen():
     def one_layer_off(table, row, connectivity):
         if not row.kind.mixes_tokens:
             return true(table, row, connectivity)
-        before = [other for other in table.rows_of(row.layer - 2) if other.kind is rules.Kind.ROUTED]
-        return TermSet.of(i for other in before for i in other.terms if table.terms[i].kind is rules.Kind.ROUTED)
+        before = [other for other in table.rows_of(row.layer - 2) if other.kind is rules.TermKind.ROUTED]
+        return TermSet.of(i for other in before for i in other.terms if table.terms[i].kind is rules.TermKind.ROUTED)
 
     def shared_too(table, row, connectivity):
         terms = true(table, row, connectivity)

@@ -21,8 +21,8 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from farskip_compile.passes.graph import effects, ops
-from farskip_compile.verify.rows.layout import Layout
-from farskip_compile.verify.rows.state import Rows, State
+from farskip_compile.verify.rows.layout import RowLayout
+from farskip_compile.verify.rows.state import RowDependence, RowFacts
 
 FEW = 3
 """Of so few rows each is changed; of more the first, the last and one in the middle."""
@@ -86,12 +86,12 @@ def _with_decisions(value: Any, before: Any) -> Any:
 
 
 def disagreements(
-    module: fx.GraphModule, inputs: Sequence[Any], rows: Mapping[fx.Node, Rows], residual: Collection[fx.Node]
+    module: fx.GraphModule, inputs: Sequence[Any], rows: Mapping[fx.Node, RowFacts], residual: Collection[fx.Node]
 ) -> list[str]:
     """What is said of `rows`, and not so; some rows of each residual value are changed."""
     wrong: dict[str, None] = {}
     nodes = [node for node in module.graph.nodes if node not in residual and node.op != "output"]
-    decisions = any(rows[node].state is State.DECISION for node in nodes)
+    decisions = any(rows[node].state is RowDependence.DECISION for node in nodes)
     picked = _picked(nodes, rows)
     with torch.no_grad():
         first = _Run(module, {}, None, None).run_all(inputs)
@@ -118,32 +118,32 @@ def disagreements(
     return list(wrong)
 
 
-def _picked(nodes: Sequence[fx.Node], rows: Mapping[fx.Node, Rows]) -> list[fx.Node]:
+def _picked(nodes: Sequence[fx.Node], rows: Mapping[fx.Node, RowFacts]) -> list[fx.Node]:
     """Picked rows that nothing else was put to: whether two picked values at one place are one row's is not claimed.
 
     Nor what a selection gives beside its indices: it is chosen anew in each run.
     """
     several: set[fx.Node] = set()
     for node in nodes:
-        held = [arg for arg in node.all_input_nodes if rows[arg].state >= State.ROWS]
+        held = [arg for arg in node.all_input_nodes if rows[arg].state >= RowDependence.ROWS]
         if (
             ops.is_selection(node)
             or not several.isdisjoint(held)
-            or (len(held) > 1 and any(rows[arg].state is State.MOVED for arg in held))
+            or (len(held) > 1 and any(rows[arg].state is RowDependence.MOVED for arg in held))
         ):
             several.add(node)
     return [
         node
         for node in nodes
         if node not in several
-        and rows[node].state is State.MOVED
+        and rows[node].state is RowDependence.MOVED
         and rows[node].layout
         and not rows[node].summed
         and isinstance(node.meta["example_value"], torch.Tensor)
     ]
 
 
-def _touched(layout: Layout, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+def _touched(layout: RowLayout, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """Which places, that have an index of rows, have changed."""
     changed = (before != after) & ~(before.isnan() & after.isnan())
     others = [place for place, dim in enumerate(layout) if not any(axis.token is not None for axis in dim)]
@@ -155,30 +155,30 @@ def _some_rows(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
     yield from every if len(every) <= FEW else dict.fromkeys((every[0], every[len(every) // 2], every[-1]))
 
 
-def _agrees(rows: Rows, where: Mapping[int, int], before: Any, after: Any, kept: bool) -> bool:
+def _agrees(rows: RowFacts, where: Mapping[int, int], before: Any, after: Any, kept: bool) -> bool:
     """Whether this may have changed; `kept`: while all decisions were as before. `where` the row is among others."""
     if isinstance(before, tuple | list) and not isinstance(before, torch.Size):
         members = rows.parts or (rows,) * len(before)
         return all(_agrees(one, where, *pair, kept) for one, *pair in zip(members, before, after, strict=True))
-    if rows.state > State.ROWS or (not kept and (rows.decided or rows == Rows(State.DECISION))):
+    if rows.state > RowDependence.ROWS or (not kept and (rows.decided or rows == RowFacts(RowDependence.DECISION))):
         return True
     if not isinstance(before, torch.Tensor):
         return True  # a size
     if before.shape != after.shape:
-        return rows.state is not State.ROWS  # as many as were decided; nothing is said of sizes
-    if rows.state is State.ROWS and len(rows.layout) != before.dim():
+        return rows.state is not RowDependence.ROWS  # as many as were decided; nothing is said of sizes
+    if rows.state is RowDependence.ROWS and len(rows.layout) != before.dim():
         return False
     if torch.equal(before, after):
         return True
     changed = (before != after) & ~(before.isnan() & after.isnan())
-    if rows.state is State.FREE or (rows.state is State.DECISION and (kept or not rows.layout)):
+    if rows.state is RowDependence.FREE or (rows.state is RowDependence.DECISION and (kept or not rows.layout)):
         return not changed.any()
     if set(where) - {axis.token for dim in rows.layout for axis in dim}:
         return not changed.any()  # entries of several rows
     return not (changed & ~_places(rows.layout, where, before.shape)).any()
 
 
-def _places(layout: Layout, where: Mapping[int, int], shape: Sequence[int]) -> torch.Tensor:
+def _places(layout: RowLayout, where: Mapping[int, int], shape: Sequence[int]) -> torch.Tensor:
     """Where a tensor of this layout holds the row."""
     mask = torch.ones(tuple(shape), dtype=torch.bool)
     for place, dim in enumerate(layout):

@@ -24,7 +24,7 @@ from farskip_compile.verify.rows.along import is_pointwise
 from farskip_compile.verify.rows.layout import of_stream
 from farskip_compile.verify.rows.read import begin, read_rows
 from farskip_compile.verify.rows.rules import RULES
-from farskip_compile.verify.rows.state import Rows, State, merged
+from farskip_compile.verify.rows.state import RowDependence, RowFacts, merged
 from tests.economy import examples
 from tests.verify.drawn_graphs import Drawing
 from tests.verify.operator_calls import CALLS
@@ -184,7 +184,7 @@ def test_bits_of_a_value_are_no_decision() -> None:
     drawing = Drawing((2, 2, 2))
     again = drawing.x.roll(1, 1).view(torch.int64).view(torch.float64)
     rows = read_rows(drawing.graph.nodes, begin([drawing.x.node]))
-    assert rows[again.node].state is State.UNKNOWN
+    assert rows[again.node].state is RowDependence.UNKNOWN
 
 
 def test_a_mark_is_up_to_date_until_the_next_write() -> None:
@@ -195,7 +195,7 @@ def test_a_mark_is_up_to_date_until_the_next_write() -> None:
     buffer.copy_(drawing.x.cumsum(1))
     late = mark * 2
     rows = read_rows(drawing.graph.nodes, begin([drawing.x.node]))
-    assert rows[early.node].state < State.MIXED == rows[late.node].state
+    assert rows[early.node].state < RowDependence.MIXED == rows[late.node].state
     assert not drawing.wrong()
 
 
@@ -210,7 +210,7 @@ def test_of_what_an_unknown_operator_fills_by_decisions_nothing_is_known() -> No
     write = drawing.call(torch.ops.farskip_tests.fill_by_choice.default, buffer, drawing.x.argmax(-1))
     mark = drawing.call(after_write, buffer, write)
     rows = read_rows(drawing.graph.nodes, begin([drawing.x.node]))
-    assert rows[mark.node].state is State.UNKNOWN
+    assert rows[mark.node].state is RowDependence.UNKNOWN
 
 
 def test_picked_rows_in_unknown_places_may_be_scaled_but_not_multiplied() -> None:
@@ -218,8 +218,12 @@ def test_picked_rows_in_unknown_places_may_be_scaled_but_not_multiplied() -> Non
     scattered = torch.zeros_like(drawn.x).masked_scatter(drawn.x > 0, drawn.picks[0])
     scaled, product = scattered * 2.0, scattered @ drawn.names["w"]
     rows = read_rows(drawn.drawing.graph.nodes, begin([drawn.x.node]))
-    assert rows[scattered.node] == rows[scaled.node] == Rows(State.MOVED, decided=True, summed=True, at=scattered.node)
-    assert rows[product.node].state is State.UNKNOWN
+    assert (
+        rows[scattered.node]
+        == rows[scaled.node]
+        == RowFacts(RowDependence.MOVED, decided=True, summed=True, at=scattered.node)
+    )
+    assert rows[product.node].state is RowDependence.UNKNOWN
 
 
 def test_picked_rows_are_added_up_and_nothing_else() -> None:
@@ -228,14 +232,14 @@ def test_picked_rows_are_added_up_and_nothing_else() -> None:
     results = {name: getattr(places, name)(1) for name in ("sum", "mean", "amax", "prod")}
     rows = read_rows(drawn.drawing.graph.nodes, begin([drawn.x.node]))
     states = {name: (rows[result.node].state, rows[result.node].summed) for name, result in results.items()}
-    assert states["sum"] == states["mean"] == (State.MOVED, True)
-    assert states["amax"] == states["prod"] == (State.MIXED, False)
+    assert states["sum"] == states["mean"] == (RowDependence.MOVED, True)
+    assert states["amax"] == states["prod"] == (RowDependence.MIXED, False)
 
 
 def test_decisions_about_several_rows_are_about_none() -> None:
-    one, other = (Rows(State.DECISION, of_stream(shape)) for shape in ((2, 3, 4), (3, 2, 4)))
+    one, other = (RowFacts(RowDependence.DECISION, of_stream(shape)) for shape in ((2, 3, 4), (3, 2, 4)))
     assert merged([one, one]) == one
-    assert merged([one, other]) == Rows(State.DECISION)
+    assert merged([one, other]) == RowFacts(RowDependence.DECISION)
 
 
 STEPS = [call for name in CALLS for call in CALLS[name]]

@@ -201,7 +201,7 @@ def test_a_pass_that_takes_rows_for_apart_is_seen(step: str, monkeypatch: pytest
     module = traced(Region(2, 1, 4, "rows", (step,)) if "rows" in step else Region(2, 4, 1, "rows", (step,)))
     before = GraphSnapshot(module.graph)
     for name in ("_softmax", "mean", "sum", "amax"):
-        monkeypatch.setitem(rules.RULES, name, lambda node, axes: rules.Carried(axes[node.args[0]]))
+        monkeypatch.setitem(rules.RULES, name, lambda node, axes: rules.CarriedAxis(axes[node.args[0]]))
     assert cut_exchanges(module.graph, 2).exchanges == 1
     with pytest.raises(VerificationError, match="depend on other rows than their own"):
         verify_pieces(module.graph, before)

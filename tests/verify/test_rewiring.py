@@ -17,8 +17,8 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.residual.sums import read_dataflow
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.passes.rewire.request import Request, ask
-from farskip_compile.testing.strategies import Network, capture, networks
+from farskip_compile.passes.rewire.request import RewireRequest, ask
+from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
 from farskip_compile.verify.rewiring import snapshot, verify
 from farskip_compile.verify.steps import evaluate
 from farskip_compile.verify.values import read_steps
@@ -65,26 +65,28 @@ def test_what_was_found_is_given_in_the_numbers_of_the_table_before(base):
 
 @settings(max_examples=25)
 @given(network=networks(), data=st.data())
-def test_any_other_table_is_refused(network: Network, data: st.DataObject):
+def test_any_other_table_is_refused(network: GeneratedNetwork, data: st.DataObject):
     """A graph has one table: verification passes for that one only."""
     module = capture(network).module
     normalize(module)
     reading = read_table(module.graph)
     table, before = reading.table, snapshot(reading)
-    verify(module, Request({}).wanted(table), before)
+    verify(module, RewireRequest({}).wanted(table), before)
     row = data.draw(st.sampled_from(table.rows))
     term = data.draw(st.sampled_from(list(row.reads)))
     with pytest.raises(VerificationError):
-        verify(module, Request({row.name: TermSet.of([term])}).wanted(table), before)
+        verify(module, RewireRequest({row.name: TermSet.of([term])}).wanted(table), before)
     with pytest.raises(VerificationError):
         verify(
-            module, Request({}).wanted(table), dataclasses.replace(before, cores=(*before.cores[:-1], "another_node"))
+            module,
+            RewireRequest({}).wanted(table),
+            dataclasses.replace(before, cores=(*before.cores[:-1], "another_node")),
         )
 
 
 @settings(max_examples=25)
 @given(network=networks(), data=st.data())
-def test_any_other_constant_is_seen(network: Network, data: st.DataObject):
+def test_any_other_constant_is_seen(network: GeneratedNetwork, data: st.DataObject):
     """Every number in a graph is in the number of its node."""
     module = capture(network).module
     normalize(module)
@@ -101,10 +103,10 @@ def test_any_other_constant_is_seen(network: Network, data: st.DataObject):
     node, place = data.draw(st.sampled_from(places))
     node.update_arg(place, node.args[place] + 1)
     with pytest.raises(VerificationError):
-        verify(module, Request({}).wanted(table), before)
+        verify(module, RewireRequest({}).wanted(table), before)
 
 
-def numbers(network: Network) -> list[int]:
+def numbers(network: GeneratedNetwork) -> list[int]:
     module = capture(network).module
     normalize(module)
     return evaluate(read_steps(read_table(module.graph).stream.flow).steps)
@@ -112,7 +114,7 @@ def numbers(network: Network) -> list[int]:
 
 @settings(max_examples=10)
 @given(network=networks())
-def test_equal_graphs_have_equal_numbers(network: Network):
+def test_equal_graphs_have_equal_numbers(network: GeneratedNetwork):
     """Nothing depends on an address or on what was done before."""
     assert numbers(network) == numbers(network)
 

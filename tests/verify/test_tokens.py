@@ -18,7 +18,7 @@ from farskip_compile.passes.pieces.tokens import cut_by_token
 from farskip_compile.verify.tokens import verify_tokens
 from farskip_compile.verify.tokens.alike import key_of
 from farskip_compile.verify.tokens.arguments import UnknownError
-from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, viewed
+from farskip_compile.verify.tokens.labels import TokenLabels, at_depth, fresh, viewed
 from farskip_compile.verify.tokens.rules import apply
 from tests.passes.pieces import layers_without_drops as layers
 from tests.passes.pieces.layers_without_drops import Layer, captured
@@ -72,8 +72,8 @@ def test_what_a_row_is_made_of(name: str, args: tuple[object, ...], apart: bool)
     first, second = (apply(name, (value, *args), {}, form) for value in (one, other))  # type: ignore[arg-type]
     if name == "sort":
         first, second = first[0], second[0]
-    assert isinstance(first, Labels)
-    assert isinstance(second, Labels)
+    assert isinstance(first, TokenLabels)
+    assert isinstance(second, TokenLabels)
     same = torch.equal(at_depth(first, 1).rows[0], at_depth(second, 1).rows[0])
     assert same == apart
 
@@ -85,7 +85,7 @@ def test_views_of_features_are_told_apart() -> None:
     ]
     assert not torch.isin(at_depth(summed[0], 1).rows, at_depth(summed[1], 1).rows).any()
     turned = apply("transpose", (viewed(value, (4, 2, 3)), 1, 2), {}, ((4, 3, 2), torch.float64))
-    assert isinstance(turned, Labels)
+    assert isinstance(turned, TokenLabels)
     assert not torch.equal(turned.rows, viewed(value, (4, 3, 2)).rows)
 
 
@@ -265,7 +265,7 @@ def test_a_function_that_is_not_torchs_is_not_known_by_its_name() -> None:
 def test_an_embedding_that_counts_its_rows_is_not_known() -> None:
     table, ids = fresh(1, (4, 6), 0), torch.arange(3)
     form: Any = (3, 6), torch.float64
-    assert isinstance(apply("embedding", (ids, table), {}, form), Labels)
+    assert isinstance(apply("embedding", (ids, table), {}, form), TokenLabels)
     with pytest.raises(UnknownError, match="how often"):
         apply("embedding", (ids, table), {"scale_grad_by_freq": True}, form)
 
@@ -273,14 +273,14 @@ def test_an_embedding_that_counts_its_rows_is_not_known() -> None:
 def test_rows_are_added_in_their_order_and_by_their_factor() -> None:
     target, rows, form = fresh(1, (2, 6), 1), fresh(2, (3, 6), 1), ((2, 6), torch.float64)
 
-    def added(places: list[int], source: Labels, **more: object) -> torch.Tensor:
+    def added(places: list[int], source: TokenLabels, **more: object) -> torch.Tensor:
         result = apply("index_add", (target, 0, torch.tensor(places), source), dict(more), form)
-        assert isinstance(result, Labels)
+        assert isinstance(result, TokenLabels)
         return result.rows
 
     first = added([0, 1, 0], rows)
     assert torch.equal(first, added([0, 1, 0], rows))
-    turned = Labels(rows.rows.flip(0), rows.shape)
+    turned = TokenLabels(rows.rows.flip(0), rows.shape)
     assert first[0] != added([0, 1, 0], turned)[0]  # the same rows in another order
     assert first[1] == added([0, 1, 0], turned)[1]
     assert not torch.isin(added([0, 1, 0], rows, alpha=2), first).any()

@@ -18,7 +18,7 @@ from farskip_compile.passes.pieces.tokens import cut_by_token, gathers
 from farskip_compile.verify.tokens import verify_tokens
 from farskip_compile.verify.tokens.arguments import UnknownError
 from farskip_compile.verify.tokens.exchanges import gathered, scattered
-from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh
+from farskip_compile.verify.tokens.labels import TokenLabels, at_depth, fresh
 from farskip_compile.verify.tokens.rules import apply
 from tests.passes.pieces import gathered_layers as layers
 from tests.passes.pieces.layers_without_drops import Layer, captured
@@ -40,7 +40,7 @@ def test_a_gather_brings_the_rows_of_one_rank_after_the_other() -> None:
 def test_a_scatter_adds_up_the_same_rows_in_the_order_of_the_ranks() -> None:
     one, other = fresh(1, (4, 6), 1), fresh(2, (4, 6), 1)
 
-    def run(first: Labels, second: Labels, kind: str = "sum") -> list[torch.Tensor]:
+    def run(first: TokenLabels, second: TokenLabels, kind: str = "sum") -> list[torch.Tensor]:
         found = scattered([(first, kind, 2, "0"), (second, kind, 2, "0")])
         assert [value.shape for value in found] == [(2, 6), (2, 6)]
         return [value.rows for value in found]
@@ -49,12 +49,12 @@ def test_a_scatter_adds_up_the_same_rows_in_the_order_of_the_ranks() -> None:
     assert not torch.isin(low, high).any()
     for changed in (run(other, one), run(one, other, "avg"), run(one, one)):
         assert not torch.isin(torch.cat(changed), torch.cat([low, high])).any()
-    last = Labels(one.rows + torch.tensor([0, 0, 0, 1]), one.shape)  # it is in the share of the last rank
+    last = TokenLabels(one.rows + torch.tensor([0, 0, 0, 1]), one.shape)  # it is in the share of the last rank
     assert [(mine != his).tolist() for mine, his in zip(run(last, other), (low, high), strict=True)] == [
         [False, False],
         [False, True],
     ]
-    turned = Labels(other.rows.roll(1), other.shape)  # each row with another one
+    turned = TokenLabels(other.rows.roll(1), other.shape)  # each row with another one
     assert not torch.isin(torch.cat(run(one, turned)), torch.cat([low, high])).any()
     with pytest.raises(ValueError, match="no equal share"):
         scattered([(fresh(1, (3, 6), 1), "sum", 2, "0")] * 2)
@@ -69,16 +69,16 @@ def test_rows_without_a_place_are_no_rows() -> None:
     """Those that are written to one place are not told apart there, and the others are where they were written."""
     target, rows, form = fresh(1, (3, 6), 1), fresh(2, (4, 6), 1), ((3, 6), torch.float64)
 
-    def put(places: list[int], source: Labels) -> torch.Tensor:
+    def put(places: list[int], source: TokenLabels) -> torch.Tensor:
         result = apply("index_copy", (target, 0, torch.tensor(places), source), {}, form)
-        assert isinstance(result, Labels)
+        assert isinstance(result, TokenLabels)
         return result.rows
 
     found = put([2, 0, 2, 2], rows)
     assert found[0] == rows.rows[1]
     assert found[1] == target.rows[1]
     assert not torch.isin(found[2], rows.rows)
-    turned = Labels(rows.rows[[2, 1, 0, 3]], rows.shape)
+    turned = TokenLabels(rows.rows[[2, 1, 0, 3]], rows.shape)
     assert put([2, 0, 2, 2], turned)[2] != found[2]
     assert put([2, 2, 0, 2], rows)[2] != found[2]
 
@@ -86,10 +86,10 @@ def test_rows_without_a_place_are_no_rows() -> None:
 def test_rows_of_an_expert_stay_apart_in_a_product_with_its_matrix() -> None:
     rows, weights, form = fresh(1, (2, 4, 6), 2), fresh(2, (2, 6, 5), 1), ((2, 4, 5), torch.float64)
     found = apply("bmm", (rows, weights), {}, form)
-    assert isinstance(found, Labels)
+    assert isinstance(found, TokenLabels)
     rows.rows[1, 3] += 1
     changed = apply("bmm", (rows, weights), {}, form)
-    assert isinstance(changed, Labels)
+    assert isinstance(changed, TokenLabels)
     assert (changed.rows != found.rows).nonzero().tolist() == [[1, 3]]
     weights.rows[0] += 1
     assert ((apply("bmm", (rows, weights), {}, form).rows != changed.rows).sum(1)).tolist() == [4, 0]
@@ -98,7 +98,7 @@ def test_rows_of_an_expert_stay_apart_in_a_product_with_its_matrix() -> None:
 def test_zeros_are_put_behind_rows() -> None:
     value, form = fresh(1, (3, 6), 1), ((4, 6), torch.float64)
     found = apply("pad", (value, (0, 0, 0, 1), "constant", None), {}, form)
-    assert isinstance(found, Labels)
+    assert isinstance(found, TokenLabels)
     assert torch.equal(found.rows[:3], value.rows)
     zeros = apply("new_zeros", (value, 1, 6), {}, ((1, 6), torch.float64))
     assert torch.equal(found.rows[3:], at_depth(zeros, 1).rows)

@@ -12,7 +12,7 @@ import pytest
 from farskip_compile.errors import ConfigError, ManifestError
 from farskip_compile.manifest import Manifest, save_manifest
 from farskip_compile.vllm import asked as asking
-from farskip_compile.vllm.asked import Asked, Options, settle
+from farskip_compile.vllm.asked import Asked, ServingOptions, settle
 
 
 def config(folder: Any, additional: Any = None, backend: str = "inductor") -> Any:
@@ -79,10 +79,10 @@ def test_settling_twice_is_settling_once_and_a_change_is_seen(tmp_path):
 
 def test_the_digest_tells_options_manifests_and_sources_apart(monkeypatch):
     ask = [
-        Asked(Options(connectivity="full"), None, "a"),
-        Asked(Options(connectivity="mlp"), None, "a"),
-        Asked(Options(), Manifest("full"), "a"),
-        Asked(Options(), Manifest("mlp"), "a"),
+        Asked(ServingOptions(connectivity="full"), None, "a"),
+        Asked(ServingOptions(connectivity="mlp"), None, "a"),
+        Asked(ServingOptions(), Manifest("full"), "a"),
+        Asked(ServingOptions(), Manifest("mlp"), "a"),
     ]
     digests = {one.digest for one in ask}
     monkeypatch.setattr(asking, "source_hash", lambda: "another")

@@ -13,9 +13,9 @@ from torch import fx, nn
 from farskip_compile import FarSkipConfig
 from farskip_compile.report.compile import CompileReport, Outcome
 from farskip_compile.vllm import backends, overlap
-from farskip_compile.vllm.asked import Asked, Options
+from farskip_compile.vllm.asked import Asked, ServingOptions
 
-FULL = Asked(Options(connectivity="full"), None, "a test")
+FULL = Asked(ServingOptions(connectivity="full"), None, "a test")
 
 
 @pytest.mark.parametrize(("given", "inner"), [("farskip", "inductor"), ("inductor", "inductor"), ("eager", "eager")])
@@ -53,5 +53,5 @@ def test_graphs_in_pieces_are_rewired_before_vllm_splits_them(monkeypatch):
     assert type(found).__qualname__ == "Pieces", "a part of vLLM's cache key"
     assert found([], ()) == ("in pieces", ["rewired, ordered=True"])
     assert compilation.splitting_ops == ["vllm::attention"]
-    backends.rewiring_backend(Pieces(), compilation, Asked(Options(overlap=True), None, "a test"))
+    backends.rewiring_backend(Pieces(), compilation, Asked(ServingOptions(overlap=True), None, "a test"))
     assert compilation.splitting_ops == ["vllm::attention", *overlap.SPLITTING]

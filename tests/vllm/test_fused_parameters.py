@@ -8,12 +8,12 @@ import pytest
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import Manifest
 from farskip_compile.manifest.check import check_as_written, check_whole
-from farskip_compile.manifest.fingerprint import Fingerprint
+from farskip_compile.manifest.fingerprint import ParameterFingerprint
 from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.testing import fake_ranks
 
-KNOWN = Fingerprint({"model.layers.0.norm.weight": (8,), "model.layers.0.q.weight": (8, 8)}, {})
+KNOWN = ParameterFingerprint({"model.layers.0.norm.weight": (8,), "model.layers.0.q.weight": (8, 8)}, {})
 
 
 def shown(**shapes: tuple[int, ...]) -> GraphParameters:
@@ -53,7 +53,7 @@ ROWS = [(ranks, rows, fits) for ranks, found in ((1, ALONE), (2, OF_TWO)) for ro
 @pytest.mark.parametrize(("ranks", "rows", "fits"), ROWS)
 def test_a_table_of_tokens_may_be_padded_and_no_other_parameter(ranks: int, rows: int, fits: bool) -> None:
     """Sizes that an engine rounds up are not those of another model; those of a sub-block, or of a vector, are."""
-    known = Fingerprint({"layers.0.q.weight": (600, 8)}, {"embed.weight": (600, 8), "norm.weight": (600,)})
+    known = ParameterFingerprint({"layers.0.q.weight": (600, 8)}, {"embed.weight": (600, 8), "norm.weight": (600,)})
     manifest = Manifest("full", fingerprint=known, fused=True, rows_multiple=64)
 
     def check(**shapes: tuple[int, ...]) -> None:

@@ -16,9 +16,9 @@ from farskip_compile.errors import OriginalWiringError, VerificationError
 from farskip_compile.manifest import Manifest
 from farskip_compile.passes.graph import ops
 from farskip_compile.vllm import outcome, rewiring
-from farskip_compile.vllm.asked import Asked, Options
+from farskip_compile.vllm.asked import Asked, ServingOptions
 
-FULL = Asked(Options(connectivity="full"), None, "a test")
+FULL = Asked(ServingOptions(connectivity="full"), None, "a test")
 
 
 class Compiled(nn.Module):
@@ -73,13 +73,13 @@ def test_a_worker_whose_model_is_not_compiled(ran):
 
 
 def test_a_worker_that_ran_stale_code(ran):
-    ran.append(said("rewired", Asked(Options(connectivity="mlp"), None, "yesterday")))
+    ran.append(said("rewired", Asked(ServingOptions(connectivity="mlp"), None, "yesterday")))
     with pytest.raises(VerificationError, match="stale compiled code ran"):
         outcome.check(worker(Compiled()), FULL)
 
 
 def test_a_manifest_of_which_nothing_was_rewired(ran):
-    asked = Asked(Options(), Manifest("full"), "a manifest")
+    asked = Asked(ServingOptions(), Manifest("full"), "a manifest")
     ran.append(said("unchanged as asked", asked))
     with pytest.raises(OriginalWiringError, match="nothing was rewired"):
         outcome.check(worker(Compiled()), asked)

@@ -15,7 +15,7 @@ from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.testing.fake_ranks import fake_ranks
 from farskip_compile.vllm import overlap
-from farskip_compile.vllm.asked import Asked, Options
+from farskip_compile.vllm.asked import Asked, ServingOptions
 from farskip_compile.vllm.rewiring import rewire
 from tests.vllm import fake_operators
 from tests.vllm.written_models import Model, Style, by_hand
@@ -51,7 +51,7 @@ def started(style: Style, run: bool = True, **options: object) -> tuple[object, 
     found = []
 
     def backend(module, _):
-        asked = Asked(Options(connectivity="full", overlap=True, **options), None, "a test")
+        asked = Asked(ServingOptions(connectivity="full", overlap=True, **options), None, "a test")
         found.append((rewire(module, asked, {"inner": "eager", "schedule": False}, order=True)[1], module.graph))
         return module.forward if run else (lambda *args: (torch.zeros(6, 16),))
 
@@ -129,5 +129,5 @@ def test_what_is_not_a_product_costs_nothing_and_experts_cost_more_than_one():
         node.meta["example_value"] = torch.empty(64, 32, device="meta")
     w.meta["example_value"] = torch.empty(32, 32, device="meta")
     experts.meta["farskip_declared"] = "routed"
-    estimates = overlap.Served(graph)
+    estimates = overlap.ServedEstimates(graph)
     assert estimates.compute(experts) > estimates.compute(product) > estimates.compute(other) == 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from farskip_compile.vllm import shared_experts
-from farskip_compile.vllm.asked import Asked, Options
+from farskip_compile.vllm.asked import Asked, ServingOptions
 
 
 class Runner:
@@ -66,7 +66,7 @@ def test_shared_experts_that_were_moved_are_reduced_by_themselves(monkeypatch):
     types.config = ModuleType("vllm.config")
     types.config.get_current_vllm_config = lambda: None
     monkeypatch.setitem(sys.modules, "vllm.config", types.config)
-    monkeypatch.setattr(shared_experts, "settle", lambda _: Asked(Options(overlap=True), None, "a test"))
+    monkeypatch.setattr(shared_experts, "settle", lambda _: Asked(ServingOptions(overlap=True), None, "a test"))
     plain = Wider().forward(1, None)
     shared_experts.install(Wider)
     shared_experts.install(Wider)  # changes nothing
@@ -76,5 +76,5 @@ def test_shared_experts_that_were_moved_are_reduced_by_themselves(monkeypatch):
     assert moved.forward(1, None, None, 3) == 3 * 2 * 100 + 10, "shared experts may have an input of their own"
     moved.moe_config.tp_size = 1
     assert moved.forward(1, None) == 2 + 10
-    monkeypatch.setattr(shared_experts, "settle", lambda _: Asked(Options(), None, "a test"))
+    monkeypatch.setattr(shared_experts, "settle", lambda _: Asked(ServingOptions(), None, "a test"))
     assert Wider().forward(1, None) == 11

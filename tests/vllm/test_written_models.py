@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from farskip_compile.errors import FarSkipWarning, InseparableExpertsError, OriginalWiringError, UnsupportedPatternError
 from farskip_compile.passes.graph import ops
 from farskip_compile.report.compile import CompileReport, Outcome
-from farskip_compile.vllm.asked import Asked, Options
+from farskip_compile.vllm.asked import Asked, ServingOptions
 from farskip_compile.vllm.rewiring import ran, rewire
 from tests.economy import examples
 from tests.vllm import fake_operators
@@ -49,7 +49,7 @@ def served(model: Model, ids: torch.Tensor, **options: object) -> tuple[torch.Te
     found = []
 
     def backend(module, _):
-        asked = Asked(Options(**options), None, "a test")
+        asked = Asked(ServingOptions(**options), None, "a test")
         _, report = rewire(module, asked, {"inner": "eager", "schedule": False}, order=False)
         found.append((report, module.graph))
         return module.forward
@@ -180,7 +180,7 @@ def test_what_is_not_rewired_is_not_served(monkeypatch):
 
     def backend(module, _):
         with pytest.warns(FarSkipWarning):
-            rewire(module, Asked(Options(), None, "a test"), {"inner": "eager", "strict": False}, order=False)
+            rewire(module, Asked(ServingOptions(), None, "a test"), {"inner": "eager", "strict": False}, order=False)
 
     torch._dynamo.reset()
     with pytest.raises(OriginalWiringError, match="a test asks for a rewired model, and a part of it is refused"):

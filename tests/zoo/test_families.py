@@ -19,7 +19,7 @@ import transformers
 from farskip_compile.zoo import CannotBuild, Family, build_tiny, moe_families
 from farskip_compile.zoo.families import counts_experts
 from farskip_compile.zoo.layers import PerLayer, per_layer
-from farskip_compile.zoo.sizes import Sizes, shrink
+from farskip_compile.zoo.sizes import TinySizes, shrink
 from farskip_compile.zoo.tiny import tiny_config
 
 FAMILIES = {family.model_type: family for family in moe_families()}
@@ -32,9 +32,9 @@ def _ids() -> torch.Tensor:
 
 def _tiny(config_class: Any, source: str = "") -> Any:
     try:
-        return tiny_config(config_class, Sizes(), source)
+        return tiny_config(config_class, TinySizes(), source)
     except Exception:  # the class may allow one expert per token only
-        return tiny_config(config_class, Sizes(top_k=1), source)
+        return tiny_config(config_class, TinySizes(top_k=1), source)
 
 
 def _numbers(config: Any) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_a_short_list_goes_around_until_two_layers_have_experts():
     ],
 )
 def test_fields_shrink_by_their_role(name: str, value: Any, small: Any):
-    assert shrink(name, value, {name: value}, Sizes()) == small
+    assert shrink(name, value, {name: value}, TinySizes()) == small
 
 
 def test_a_class_that_cannot_be_imported_is_refused_with_the_reason():

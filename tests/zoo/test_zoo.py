@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from farskip_compile.cli import app
 from farskip_compile.cli.zoo import regressions
-from farskip_compile.zoo.run import Entry, check_family
+from farskip_compile.zoo.run import ZooEntry, check_family
 from farskip_compile.zoo.table import counts, page, summary
 
 pytest.importorskip("transformers")
@@ -49,7 +49,7 @@ def test_no_family_stops_working(name: str) -> None:
 
 
 def test_nothing_recorded_is_wrong() -> None:
-    entries = [Entry.from_json(old) for old in RECORDED]
+    entries = [ZooEntry.from_json(old) for old in RECORDED]
     assert not {"WRONG", "unchecked", "not built"} & counts(entries).keys()
     assert counts(entries)["rewired"] >= 48
     for entry in entries:
@@ -59,7 +59,7 @@ def test_nothing_recorded_is_wrong() -> None:
 
 
 def test_the_page_is_the_recorded_table() -> None:
-    entries = [Entry.from_json(old) for old in RECORDED]
+    entries = [ZooEntry.from_json(old) for old in RECORDED]
     text = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text()
     assert summary(entries) in text
     for line in page(entries).splitlines():
@@ -67,9 +67,9 @@ def test_the_page_is_the_recorded_table() -> None:
             assert line in text
 
 
-def entry(**changes: object) -> Entry:
+def entry(**changes: object) -> ZooEntry:
     right = {"none": "equal", "full": "equal", "attention": "equal", "mlp": "equal"}
-    return Entry(**{"family": "f", "class_name": "F", "captured": True, "verdicts": right, **changes})  # type: ignore[arg-type]
+    return ZooEntry(**{"family": "f", "class_name": "F", "captured": True, "verdicts": right, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def entry(**changes: object) -> Entry:
 )
 def test_status(changes: dict[str, object], status: str) -> None:
     assert entry(**changes).status == status
-    assert Entry.from_json(json.loads(json.dumps(entry(**changes).to_json()))) == entry(**changes)
+    assert ZooEntry.from_json(json.loads(json.dumps(entry(**changes).to_json()))) == entry(**changes)
 
 
 def test_regressions() -> None:

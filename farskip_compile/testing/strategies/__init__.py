@@ -6,8 +6,8 @@
     networks                  residual networks whose connectivity table is known by construction
     programs                  tasks, collectives and memory, for schedulers
 
-`Case.oracle` is a FarSkip form written by hand, and `evaluate` computes a network without any graph: results to compare
-with that know nothing of the compiler. Needs hypothesis: `pip install 'farskip-compile[testing]'`.
+`GeneratedCase.oracle` is a FarSkip form written by hand, and `evaluate` computes a network without any graph: results
+to compare with that know nothing of the compiler. Needs hypothesis: `pip install 'farskip-compile[testing]'`.
 """
 
 import importlib.util
@@ -16,23 +16,23 @@ if importlib.util.find_spec("hypothesis") is None:
     raise ImportError("farskip_compile.testing.strategies needs hypothesis: pip install 'farskip-compile[testing]'")
 
 from farskip_compile.testing.strategies.architectures import (
-    Case,
+    GeneratedCase,
     cases,
     configs,
     nothing_to_leave_out,
     parallel_cases,
 )
-from farskip_compile.testing.strategies.network import Block, Network, Value
+from farskip_compile.testing.strategies.network import GeneratedNetwork, NetworkBlock, NetworkValue
 from farskip_compile.testing.strategies.network_drawing import networks
-from farskip_compile.testing.strategies.network_graph import Captured, capture, evaluate
+from farskip_compile.testing.strategies.network_graph import GeneratedGraph, capture, evaluate
 from farskip_compile.testing.strategies.programs import buffers, consistent, programs
 
 __all__ = [
-    "Block",
-    "Captured",
-    "Case",
-    "Network",
-    "Value",
+    "GeneratedCase",
+    "GeneratedGraph",
+    "GeneratedNetwork",
+    "NetworkBlock",
+    "NetworkValue",
     "buffers",
     "capture",
     "cases",

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from farskip_compile.models import FarSkipForm, ModelConfig, build_decoder
 from farskip_compile.models.config import LayerKind, RouterKind
 from farskip_compile.models.decoder import Decoder
-from farskip_compile.models.farskip_form import Connectivity
+from farskip_compile.models.farskip_form import FormName
 
 
 @dataclass(frozen=True)
-class Case:
+class GeneratedCase:
     """A model, an input size, and what is asked of the backend."""
 
     config: ModelConfig
@@ -49,7 +49,7 @@ class Case:
 
     def oracle(self, model: Decoder) -> FarSkipForm:
         """What is asked for, written by hand around the modules of `model`."""
-        return FarSkipForm(model, connectivity=cast(Connectivity, self.connectivity), layers=self.layers)
+        return FarSkipForm(model, connectivity=cast(FormName, self.connectivity), layers=self.layers)
 
 
 @st.composite
@@ -101,7 +101,7 @@ def configs(draw: st.DrawFn, max_layers: int = 5) -> ModelConfig:
 
 
 @st.composite
-def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
+def cases(draw: st.DrawFn, max_layers: int = 5) -> GeneratedCase:
     """A model of at most `max_layers` layers, and a wish that it can meet or that is refused for a stated reason."""
     config = draw(configs(max_layers))
     last = len(config.layers) - 1
@@ -109,7 +109,7 @@ def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
     if draw(st.booleans()):
         first = draw(st.integers(0, last))
         layers = (first, draw(st.integers(first, last)))
-    return Case(
+    return GeneratedCase(
         config=config,
         connectivity=draw(st.sampled_from(["full", "attention", "mlp", "lag2", "ladder", "none"])),
         layers=layers,
@@ -120,7 +120,7 @@ def cases(draw: st.DrawFn, max_layers: int = 5) -> Case:
 
 
 @st.composite
-def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
+def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> GeneratedCase:
     """A case whose experts, heads, widths and tokens two ranks can share; it is never refused.
 
     Args:
@@ -133,7 +133,7 @@ def parallel_cases(draw: st.DrawFn, layout: str, max_layers: int = 3) -> Case:
     return dataclasses.replace(case, config=config, sequence=sequence)
 
 
-def nothing_to_leave_out(case: Case) -> bool:
+def nothing_to_leave_out(case: GeneratedCase) -> bool:
     """Whether no sub-block in the range of `case` could change: by the rules of the paper, not by the passes."""
     first, last = case.layers or (0, len(case.config.layers) - 1)
     for layer in range(first, last + 1):

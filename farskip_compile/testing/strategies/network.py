@@ -28,7 +28,7 @@ ADDS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Value:
+class NetworkValue:
     """A node of the description: a term, or a linear image or sum of earlier values."""
 
     op: str
@@ -44,7 +44,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Block:
+class NetworkBlock:
     """A sub-block: what it reads, and the terms it makes (in `kinds`, routed ones first)."""
 
     index: int
@@ -80,18 +80,18 @@ class Block:
 
 
 @dataclass
-class Network:
+class GeneratedNetwork:
     """A residual network."""
 
     batch: int
     """Sequences."""
     sequence: int
     """Tokens of each."""
-    values: list[Value] = field(default_factory=list)
+    values: list[NetworkValue] = field(default_factory=list)
     """The nodes of the description."""
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[NetworkBlock] = field(default_factory=list)
     """The sub-blocks, in order."""
-    steps: list[int | Block] = field(default_factory=list)
+    steps: list[int | NetworkBlock] = field(default_factory=list)
     """Indices of values, and blocks, in the order of execution."""
     chain: list[int] = field(default_factory=list)
     """Indices of the values of the main chain, from the embedding to the final hidden state."""
@@ -106,7 +106,7 @@ class Network:
     dead_code: bool = False
     """With nodes that nobody uses."""
 
-    def add(self, value: Value) -> int:
+    def add(self, value: NetworkValue) -> int:
         """Append a value, and return its index."""
         self.values.append(value)
         self.steps.append(len(self.values) - 1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from farskip_compile.testing.strategies.network import EXPERTS, TOP_K, WIDTH, Block, Network, state
+from farskip_compile.testing.strategies.network import EXPERTS, TOP_K, WIDTH, GeneratedNetwork, NetworkBlock, state
 
 
 class Eager:
@@ -51,7 +51,7 @@ def _linear(api: Eager, name: str, x: Any, out: int = WIDTH, bias: bool = False)
     return api.call(operator.add, y, api.parameter(f"{name}_bias", (out,))) if bias else y
 
 
-def _rotate(network: Network, api: Eager, x: Any) -> Any:
+def _rotate(network: GeneratedNetwork, api: Eager, x: Any) -> Any:
     """Rotary embedding as wide as the stream: a sum of two full-width tensors that is no residual sum."""
     cos, sin = (api.parameter(name, (network.sequence, WIDTH)) for name in ("cos", "sin"))
     half = WIDTH // 2
@@ -60,7 +60,7 @@ def _rotate(network: Network, api: Eager, x: Any) -> Any:
     return api.call(operator.add, api.call(operator.mul, x, cos), api.call(operator.mul, turned, sin))
 
 
-def sub_block(network: Network, api: Eager, block: Block, h: Any) -> list[Any]:
+def sub_block(network: GeneratedNetwork, api: Eager, block: NetworkBlock, h: Any) -> list[Any]:
     """The terms that `block` makes of the normed stream `h`."""
     name = f"block_{block.index}"
     if block.kind == "attention":
@@ -88,11 +88,11 @@ def sub_block(network: Network, api: Eager, block: Block, h: Any) -> list[Any]:
     return [api.call("view", out, network.batch, network.sequence, WIDTH) for out in outs]
 
 
-def _linear_bias(api: Eager, block: Block, name: str, x: Any) -> Any:
+def _linear_bias(api: Eager, block: NetworkBlock, name: str, x: Any) -> Any:
     return api.call(operator.add, x, api.parameter(f"{name}_out_bias", (WIDTH,))) if block.bias else x
 
 
-def _attention(network: Network, api: Eager, block: Block, name: str, h: Any) -> Any:
+def _attention(network: GeneratedNetwork, api: Eager, block: NetworkBlock, name: str, h: Any) -> Any:
     q, k, v = (_linear(api, f"{name}_{part}", h, bias=block.bias) for part in "qkv")
     if block.rope:
         q, k = _rotate(network, api, q), _rotate(network, api, k)
@@ -111,7 +111,7 @@ def _attention(network: Network, api: Eager, block: Block, name: str, h: Any) ->
     return _linear(api, f"{name}_o", mixed)
 
 
-def _experts(api: Eager, block: Block, name: str, h: Any) -> list[Any]:
+def _experts(api: Eager, block: NetworkBlock, name: str, h: Any) -> list[Any]:
     """Outputs of the routed experts for [tokens, width]: one, or one an expert if they are unrolled."""
     probabilities = api.call(F.softmax, _linear(api, f"{name}_router", h, out=EXPERTS), dim=-1)
     picked = api.call(torch.topk, probabilities, TOP_K, dim=-1)

@@ -7,18 +7,25 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from farskip_compile.testing.strategies.network import ADDS, EXPERTS, IN_PLACE, Block, Network, Value
+from farskip_compile.testing.strategies.network import (
+    ADDS,
+    EXPERTS,
+    IN_PLACE,
+    GeneratedNetwork,
+    NetworkBlock,
+    NetworkValue,
+)
 
 
 @st.composite
-def networks(draw: st.DrawFn, max_blocks: int = 6, standard: bool = False) -> Network:
+def networks(draw: st.DrawFn, max_blocks: int = 6, standard: bool = False) -> GeneratedNetwork:
     """Residual networks whose sub-blocks read the whole stream, an older one, or that and some of what it lacks.
 
     Args:
         max_blocks: most sub-blocks.
         standard: attention and feed-forward alternate, and each reads the whole stream.
     """
-    network = Network(
+    network = GeneratedNetwork(
         batch=draw(st.integers(1, 2)),
         sequence=draw(st.integers(2, 3)),
         from_ids=draw(st.booleans()),
@@ -26,7 +33,7 @@ def networks(draw: st.DrawFn, max_blocks: int = 6, standard: bool = False) -> Ne
         dead_code=draw(st.booleans()),
     )
     network.term_kinds.append("embedding")
-    x = network.add(Value("embedding", (), frozenset({0})))
+    x = network.add(NetworkValue("embedding", (), frozenset({0})))
     if draw(st.booleans()):
         x = _draw_sum(draw, network, x, _position(network))
     network.chain.append(x)
@@ -42,13 +49,13 @@ def networks(draw: st.DrawFn, max_blocks: int = 6, standard: bool = False) -> Ne
     return _without_unsafe_writes(network)
 
 
-def _position(network: Network) -> int:
+def _position(network: GeneratedNetwork) -> int:
     """A term that reads nothing: position embeddings, or visual features added half-way up."""
     network.term_kinds.append("embedding")
-    return network.add(Value("position", (), frozenset({len(network.term_kinds) - 1})))
+    return network.add(NetworkValue("position", (), frozenset({len(network.term_kinds) - 1})))
 
 
-def _draw_block(draw: st.DrawFn, network: Network, index: int, kind: str, standard: bool) -> None:
+def _draw_block(draw: st.DrawFn, network: GeneratedNetwork, index: int, kind: str, standard: bool) -> None:
     forms = {
         "attention": ["sdpa", "heads", "softmax"],
         "dense": ["plain", "gated"],
@@ -59,7 +66,7 @@ def _draw_block(draw: st.DrawFn, network: Network, index: int, kind: str, standa
     kinds = (kind,) * routed + ("dense",) * (draw(st.integers(0, 2)) if kind == "routed" else 0)
     flat = kind != "attention" and draw(st.booleans())
     reads = network.chain[-1] if standard else _draw_read(draw, network)
-    block = Block(
+    block = NetworkBlock(
         index=index,
         reads=reads,
         first_term=len(network.term_kinds),
@@ -74,7 +81,7 @@ def _draw_block(draw: st.DrawFn, network: Network, index: int, kind: str, standa
     network.term_kinds.extend(kinds)
     network.blocks.append(block)
     network.steps.append(block)
-    outs = [network.add(Value("term", (), frozenset({term}), flat=flat)) for term in block.terms]
+    outs = [network.add(NetworkValue("term", (), frozenset({term}), flat=flat)) for term in block.terms]
     x = network.chain[-1]
     outs = [outs[i] for i in draw(st.permutations(range(len(outs))))]
     if draw(st.booleans()):  # summed first, as a module that returns one tensor does
@@ -90,7 +97,7 @@ def _draw_block(draw: st.DrawFn, network: Network, index: int, kind: str, standa
         network.chain.append(x)
 
 
-def _draw_read(draw: st.DrawFn, network: Network) -> int:
+def _draw_read(draw: st.DrawFn, network: GeneratedNetwork) -> int:
     """The stream as it is, an older one (parallel, ladder), or an older one plus some of what it lacks (FarSkip)."""
     how = draw(st.sampled_from(["standard", "standard", "older", "partial"]))
     if how == "standard":
@@ -112,12 +119,12 @@ def _draw_read(draw: st.DrawFn, network: Network) -> int:
     return x
 
 
-def _apply(network: Network, index: int, op: str, style: str = "") -> int:
+def _apply(network: GeneratedNetwork, index: int, op: str, style: str = "") -> int:
     value = network.values[index]
-    return network.add(Value(op, (index,), value.terms, style, value.flat ^ (op == "view")))
+    return network.add(NetworkValue(op, (index,), value.terms, style, value.flat ^ (op == "view")))
 
 
-def _draw_images(draw: st.DrawFn, network: Network, index: int) -> int:
+def _draw_images(draw: st.DrawFn, network: GeneratedNetwork, index: int) -> int:
     """Sometimes a multiplier, a rounding or a no-op cast on top."""
     op = draw(st.sampled_from([None] * 6 + ["number", "vector", "round", "same"]))
     if op is None:
@@ -126,26 +133,26 @@ def _draw_images(draw: st.DrawFn, network: Network, index: int) -> int:
     return _apply(network, index, op, draw(st.sampled_from(styles.get(op, [""]))))
 
 
-def _draw_sum(draw: st.DrawFn, network: Network, left: int, right: int) -> int:
+def _draw_sum(draw: st.DrawFn, network: GeneratedNetwork, left: int, right: int) -> int:
     if draw(st.booleans()):
         left, right = right, left
     style = draw(st.sampled_from(list(ADDS)))
     terms = network.values[left].terms | network.values[right].terms
-    return network.add(Value("add", (left, right), terms, style, network.values[left].flat))
+    return network.add(NetworkValue("add", (left, right), terms, style, network.values[left].flat))
 
 
-def _without_unsafe_writes(network: Network) -> Network:
+def _without_unsafe_writes(network: GeneratedNetwork) -> GeneratedNetwork:
     """Turn an in-place step out of place if what it overwrites is used later: it would change the description."""
     memory: dict[int, int] = {}
     last_use: dict[int, int] = {}
     for position, step in enumerate(network.steps):
-        for arg in (step.reads,) if isinstance(step, Block) else network.values[step].args:
+        for arg in (step.reads,) if isinstance(step, NetworkBlock) else network.values[step].args:
             last_use[arg] = position
     for kept in (network.chain[-1], network.also_returned):
         if kept is not None:
             last_use[kept] = len(network.steps)
     for position, step in enumerate(network.steps):
-        if isinstance(step, Block):
+        if isinstance(step, NetworkBlock):
             continue
         value = network.values[step]
         memory[step] = memory[value.args[0]] if value.op in ("same", "view") else step

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from farskip_compile._compat.fakes import FakeTensorMode
-from farskip_compile.testing.strategies.network import ADDS, VOCABULARY, WIDTH, Block, Network, state
+from farskip_compile.testing.strategies.network import ADDS, VOCABULARY, WIDTH, GeneratedNetwork, NetworkBlock, state
 from farskip_compile.testing.strategies.network_blocks import Eager, norm, sub_block
 
 
@@ -77,7 +77,7 @@ class Recorder(Eager):
 
 
 @dataclass
-class Captured:
+class GeneratedGraph:
     """A graph, and the names in it by which terms are recognised."""
 
     module: fx.GraphModule
@@ -87,7 +87,7 @@ class Captured:
     states: list[str]
     """Names of the parameters, in the order of their first use."""
 
-    def run(self, network: Network) -> tuple[torch.Tensor, ...]:
+    def run(self, network: GeneratedNetwork) -> tuple[torch.Tensor, ...]:
         """What the graph, as it is now, computes with the inputs and parameters of `network`."""
         values = {node.name: node for node in self.module.graph.nodes if node.op == "placeholder"}
         arguments = list(network.inputs())
@@ -99,23 +99,25 @@ class Captured:
         return outputs
 
 
-def capture(network: Network) -> Captured:
+def capture(network: GeneratedNetwork) -> GeneratedGraph:
     """The graph of `network` with the wiring of its description."""
     api = Recorder(network.attributes)
     x = api.placeholder("ids" if network.from_ids else "inputs", network.inputs()[0])
     outputs = _walk(network, api, x, {})
     api.graph.output(outputs)
     module = fx.GraphModule(api.root, api.graph)
-    return Captured(module, api.marks, list(api.states))
+    return GeneratedGraph(module, api.marks, list(api.states))
 
 
-def evaluate(network: Network, left_out: Mapping[int, frozenset[int]] | None = None) -> tuple[torch.Tensor, ...]:
+def evaluate(
+    network: GeneratedNetwork, left_out: Mapping[int, frozenset[int]] | None = None
+) -> tuple[torch.Tensor, ...]:
     """The outputs of `network` if each block reads its value without the terms in `left_out` (index of the block ->
     indices of terms; None: nothing). No graph is made."""
     return _walk(network, Eager(), network.inputs()[0], left_out or {})
 
 
-def _walk(network: Network, api: Eager, x: Any, left_out: Mapping[int, frozenset[int]]) -> tuple[Any, ...]:
+def _walk(network: GeneratedNetwork, api: Eager, x: Any, left_out: Mapping[int, frozenset[int]]) -> tuple[Any, ...]:
     made: dict[int, Any] = {}
     terms: dict[int, Any] = {}
     norms: dict[tuple[int, str], Any] = {}
@@ -132,7 +134,7 @@ def _walk(network: Network, api: Eager, x: Any, left_out: Mapping[int, frozenset
         return _combine(network, api, index, parts)
 
     for step in network.steps:
-        if isinstance(step, Block):
+        if isinstance(step, NetworkBlock):
             read = value(step.reads, left_out.get(step.index, frozenset()))
             shared = (step.reads, step.norm) if step.share_norm and recording else None
             normed = norms.get(shared) if shared else None
@@ -165,7 +167,7 @@ def _walk(network: Network, api: Eager, x: Any, left_out: Mapping[int, frozenset
     return (logits, *extra)
 
 
-def _combine(network: Network, api: Eager, index: int, parts: list[Any]) -> Any:
+def _combine(network: GeneratedNetwork, api: Eager, index: int, parts: list[Any]) -> Any:
     """One linear step of the description; None stands for zero."""
     described = network.values[index]
     recording = isinstance(api, Recorder)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole
 
 SECONDS = st.integers(0, 20).map(lambda tenths: tenths / 10)
 
@@ -24,15 +24,15 @@ def programs(draw: st.DrawFn, most: int = 40) -> Program:
     launches: list[int] = []
     for index in range(count):
         needs = tuple(sorted(draw(st.sets(st.integers(0, index - 1), max_size=3)))) if index else ()
-        roles = [Role.COMPUTE, Role.COMPUTE, Role.LAUNCH] + ([Role.WAIT] if launches else [])
+        roles = [TaskRole.COMPUTE, TaskRole.COMPUTE, TaskRole.LAUNCH] + ([TaskRole.WAIT] if launches else [])
         role = draw(st.sampled_from(roles))
         name = f"{role}{index}"
-        if role is Role.LAUNCH:
+        if role is TaskRole.LAUNCH:
             launches.append(index)
             channel, interference = draw(st.sampled_from("abc")), draw(st.sampled_from([0.0, 0.0, 0.25]))
             link = draw(st.sampled_from(["", "wire"]))
             tasks.append(Task(name, needs, draw(SECONDS), role, channel=channel, link=link, interference=interference))
-        elif role is Role.WAIT:
+        elif role is TaskRole.WAIT:
             tasks.append(Task(name, needs, 0.0, role, launch=draw(st.sampled_from(launches))))
         else:
             tasks.append(Task(name, needs, draw(SECONDS), joins=draw(st.booleans())))

@@ -17,10 +17,10 @@ from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.rows.layout import places
 from farskip_compile.verify.rows.read import begin, read_rows
 from farskip_compile.verify.rows.rules import is_state
-from farskip_compile.verify.rows.state import Rows, State
+from farskip_compile.verify.rows.state import RowDependence, RowFacts
 
 
-def rows_begin(graph: fx.Graph, base: fx.Node, values: Collection[fx.Node]) -> dict[fx.Node, Rows]:
+def rows_begin(graph: fx.Graph, base: fx.Node, values: Collection[fx.Node]) -> dict[fx.Node, RowFacts]:
     """Where rows begin: at the residual values, and at the first value before the base that has the same rows.
 
     A stream may have dimensions beside those of the tokens, such as several streams that are mixed: the dimensions that
@@ -32,7 +32,7 @@ def rows_begin(graph: fx.Graph, base: fx.Node, values: Collection[fx.Node]) -> d
     start = begin([first])
     before = set(walk_back([base]))
     found = read_rows([node for node in graph.nodes if node in before], start)[base]
-    indices = len(places(found.layout)) if found.state is State.ROWS and places(found.layout) else None
+    indices = len(places(found.layout)) if found.state is RowDependence.ROWS and places(found.layout) else None
     rank = len(shape_of(base))
     same = [value for value in values if len(shape_of(value)) == rank]
     return {**begin(values), **begin(same, indices), **start}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declarations of the user, held against rows: one that rows refute would rewire another model.
 
-Contract: `check_declared` is given the terms, what computes each, and the `Rows` of all nodes, in which declarations
-only fill in what no rule knows (`rows.rules`). It raises, or says nothing; what the rows can't see is believed, such as
-the inside of a custom operator.
+Contract: `check_declared` is given the terms, what computes each, and the `RowFacts` of all nodes, in which
+declarations only fill in what no rule knows (`rows.rules`). It raises, or says nothing; what the rows can't see is
+believed, such as the inside of a custom operator.
 
     attention, mixer    refuted where each row of what was declared stands alone, but for a step that decodes one token
     dense               refuted where an operator in it mixes or moves rows of a term, or a decision is made about them
@@ -20,9 +20,9 @@ from torch import fx
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import ops, user_calls
 from farskip_compile.passes.graph.declared import DeclaredKind, declared, declared_name
-from farskip_compile.passes.residual.table import Kind
+from farskip_compile.passes.residual.table import TermKind
 from farskip_compile.verify.account.kinds import Claim, has_rows_of_one
-from farskip_compile.verify.rows.state import Rows, State
+from farskip_compile.verify.rows.state import RowDependence, RowFacts
 
 MIXERS = ("attention", "mixer")
 REFUTED_BY = {"mixes": ("dense", "routed"), "moves": ("dense",)}
@@ -30,7 +30,7 @@ REFUTED_BY = {"mixes": ("dense", "routed"), "moves": ("dense",)}
 
 
 def check_declared(
-    claims: Sequence[Claim], base: fx.Node, values: Collection[fx.Node], rows: Mapping[fx.Node, Rows]
+    claims: Sequence[Claim], base: fx.Node, values: Collection[fx.Node], rows: Mapping[fx.Node, RowFacts]
 ) -> None:
     """See the module's contract; at `values`, the residual ones, rows begin anew, whatever computes them.
 
@@ -48,23 +48,23 @@ def check_declared(
 
 
 def _refuted(
-    claims: Sequence[Claim], base: fx.Node, values: Collection[fx.Node], rows: Mapping[fx.Node, Rows]
+    claims: Sequence[Claim], base: fx.Node, values: Collection[fx.Node], rows: Mapping[fx.Node, RowFacts]
 ) -> Iterator[tuple[fx.Node, str]]:
     for claim in claims:
         found, kind = rows[claim.leaf], claim.term.kind
-        does = {State.MOVED: "moves", State.MIXED: "mixes"}.get(found.state)
+        does = {RowDependence.MOVED: "moves", RowDependence.MIXED: "mixes"}.get(found.state)
         if does is not None and found.at is not None and declared(found.at) in REFUTED_BY[does]:
             yield found.at, f"{user_calls.shown(found.at)!r} in it {does} rows"
-        for node in claim.owned if found.state <= State.MOVED and not kind.mixes_tokens else ():
+        for node in claim.owned if found.state <= RowDependence.MOVED and not kind.mixes_tokens else ():
             if declared(node) != "dense":
                 continue
             decides = rows[node].decided and not any(rows[arg].decided for arg in node.all_input_nodes)
-            if decides or (kind is Kind.ROUTED and not found.decided):
+            if decides or (kind is TermKind.ROUTED and not found.decided):
                 yield node, f"a decision is made about whole rows of it ({claim.term.evidence})"
     for (_, said), nodes in _groups(base.graph).items():
         floating = [node for node in nodes if ops.is_floating(node) and node not in values]
-        seen = [node for node in floating if rows[node].state is not State.FREE]
-        if not seen or any(rows[node].state > State.MOVED for node in nodes):
+        seen = [node for node in floating if rows[node].state is not RowDependence.FREE]
+        if not seen or any(rows[node].state > RowDependence.MOVED for node in nodes):
             continue
         if said in MIXERS and not has_rows_of_one(base):
             yield seen[-1], "each row of it is computed by itself"

@@ -21,7 +21,7 @@ from farskip_compile.verify.account.layers import find_layer
 from farskip_compile.verify.account.weights import begins_rows, has_weights, routes
 from farskip_compile.verify.rows.read import begin, read_rows
 from farskip_compile.verify.rows.rules import is_unknown
-from farskip_compile.verify.rows.state import State
+from farskip_compile.verify.rows.state import RowDependence
 
 
 def check_fragment(graph: fx.Graph) -> None:
@@ -38,7 +38,7 @@ def check_fragment(graph: fx.Graph) -> None:
         raise _error(node, "rows that weights have made are decided about, as experts are")
     for node in graph.nodes:
         at = rows[node].at
-        if has_weights(node) and rows[node].state >= State.MIXED and at is not None and _may_attend(at):
+        if has_weights(node) and rows[node].state >= RowDependence.MIXED and at is not None and _may_attend(at):
             raise _error(
                 at, f"weights are given rows that {user_calls.shown(at)!r} may have mixed, as an attention does"
             )

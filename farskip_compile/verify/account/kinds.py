@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of all terms once more, from the other side: what a sub-block does to rows must fit what it was taken for.
 
-Contract: `check_kinds` is given the terms, what computes each, and the `Rows` of all nodes. It raises, or says nothing.
-It does not ask how a kind was found.
+Contract: `check_kinds` is given the terms, what computes each, and the `RowFacts` of all nodes. It raises, or says
+nothing. It does not ask how a kind was found.
 
     dense, shared       each row by itself, no decision about whole rows, and no cache
     routed              rows by themselves or moved as decisions say, and a decision about whole rows
@@ -25,10 +25,10 @@ from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.graph import effects, ops, user_calls
 from farskip_compile.passes.graph.declared import modules_of
 from farskip_compile.passes.graph.walk import walk_back
-from farskip_compile.passes.residual.table import Kind, Term
+from farskip_compile.passes.residual.table import Term, TermKind
 from farskip_compile.verify.account.weights import has_weights
 from farskip_compile.verify.rows.rules import is_contraction, never_mixes
-from farskip_compile.verify.rows.state import Rows, State
+from farskip_compile.verify.rows.state import RowDependence, RowFacts
 
 LEAVE = (
     "if they are those of a second stack, compile the two stacks apart, each as a model of its own; or "
@@ -42,7 +42,7 @@ UNDECIDED = (
     "no decision is made about its rows that the residual stream has a part in: the experts are chosen by something "
     "else, such as a router that reads token ids through a table of its own"
 )
-ALONE = frozenset([Kind.DENSE, Kind.SHARED])
+ALONE = frozenset([TermKind.DENSE, TermKind.SHARED])
 WAY_OUT = (
     "say what it is: farskip_compile.declare_op for a custom operator, options={'kinds': {...}} for any other or for a "
     "module, as in {'layers.*.moe': 'routed'}"
@@ -59,7 +59,7 @@ class Claim:
     owned: Collection[fx.Node]
 
 
-def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, Rows]) -> None:
+def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, RowFacts]) -> None:
     """Compare the kind of each term with what the rows of its value show.
 
     Raises:
@@ -70,7 +70,7 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
     one_token = has_rows_of_one(base)
     for claim in claims:
         term = claim.term
-        if term.kind is Kind.EMBEDDING:
+        if term.kind is TermKind.EMBEDDING:
             continue
         behind = not term.kind.mixes_tokens and _is_behind_a_network(claim, rows)
         complaint, node = _complaint(term.kind, rows[claim.leaf], claim.leaf, one_token)
@@ -90,34 +90,34 @@ def check_kinds(claims: Sequence[Claim], base: fx.Node, rows: Mapping[fx.Node, R
             )
 
 
-def _complaint(kind: Kind, rows: Rows, leaf: fx.Node, one_token: bool) -> tuple[str | None, fx.Node]:
+def _complaint(kind: TermKind, rows: RowFacts, leaf: fx.Node, one_token: bool) -> tuple[str | None, fx.Node]:
     """What contradicts `kind`, and where."""
     at = rows.at or leaf
     if kind.mixes_tokens:
         return _about_mixer(kind, rows, one_token), at
-    if rows.state is State.UNKNOWN or (rows.state is State.DECISION and not rows.layout):
+    if rows.state is RowDependence.UNKNOWN or (rows.state is RowDependence.DECISION and not rows.layout):
         return "nothing is known of {!r} in it", at
-    if rows.state is State.MIXED:
+    if rows.state is RowDependence.MIXED:
         return "{!r} mixes rows in it, and is not a known attention or mixer", at
-    if kind is Kind.ROUTED:
+    if kind is TermKind.ROUTED:
         return (None if rows.decided else UNDECIDED), at
-    if rows.state is State.MOVED:
+    if rows.state is RowDependence.MOVED:
         return "{!r} moves rows in it", at
     return (DECIDED if rows.decided else None), at
 
 
-def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, Rows]) -> bool:
+def _is_behind_a_network(claim: Claim, rows: Mapping[fx.Node, RowFacts]) -> bool:
     """Return whether a convolution or scan behind a network of the term's own kind is all that mixes its rows.
 
     After it nothing applies weights or mixes rows, before it weights are applied to what weights have made.
     """
     at = rows[claim.leaf].at
-    if rows[claim.leaf].state is not State.MIXED or at is None or not ops.is_scan(at):
+    if rows[claim.leaf].state is not RowDependence.MIXED or at is None or not ops.is_scan(at):
         return False
-    if rows[claim.leaf].decided is not (claim.term.kind is Kind.ROUTED):
+    if rows[claim.leaf].decided is not (claim.term.kind is TermKind.ROUTED):
         return False
     owned = set(claim.owned)
-    mixed = [node for node in owned if rows[node].state is State.MIXED]
+    mixed = [node for node in owned if rows[node].state is RowDependence.MIXED]
     if not all(ops.is_scan(node) or never_mixes(node) for node in mixed):
         return False
 
@@ -133,11 +133,11 @@ def _module(node: fx.Node) -> str:
     return next(iter([*modules_of(node)][::-1]), "") or "path.of.the.module"
 
 
-def _about_mixer(kind: Kind, rows: Rows, one_token: bool) -> str | None:
-    if rows.state <= State.MOVED:
+def _about_mixer(kind: TermKind, rows: RowFacts, one_token: bool) -> str | None:
+    if rows.state <= RowDependence.MOVED:
         return None if one_token else "each row of it is computed by itself"
     at = rows.at
-    if at is not None and rows.state is State.MIXED and not (ops.is_attention(at) or is_known_mixer(at)):
+    if at is not None and rows.state is RowDependence.MIXED and not (ops.is_attention(at) or is_known_mixer(at)):
         return f"{{!r}} mixes its rows, and is not a known {kind}"
     return None
 

@@ -37,7 +37,7 @@ from farskip_compile.verify.account.routers import find_experts
 from farskip_compile.verify.account.weights import applies_weights, begins_rows, has_weights, routes, weighted_sources
 from farskip_compile.verify.rows.read import begin, read_rows
 from farskip_compile.verify.rows.rules import is_state
-from farskip_compile.verify.rows.state import FREE, Rows, State
+from farskip_compile.verify.rows.state import FREE, RowDependence, RowFacts
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Beside:
         )
 
 
-def check_account(graph: fx.Graph, claims: Claims, rows: Mapping[fx.Node, Rows]) -> tuple[Beside, ...]:
+def check_account(graph: fx.Graph, claims: Claims, rows: Mapping[fx.Node, RowFacts]) -> tuple[Beside, ...]:
     """See the module's contract. `rows` begin at `seeds`.
 
     Raises:
@@ -94,11 +94,11 @@ class _Sides:
 
     graph: fx.Graph
     claims: Claims
-    rows: Mapping[fx.Node, Rows]
+    rows: Mapping[fx.Node, RowFacts]
     in_front: list[fx.Node] = field(default_factory=list)
     behind: list[fx.Node] = field(default_factory=list)
     apart: list[fx.Node] = field(default_factory=list)
-    alone: Mapping[fx.Node, Rows] = field(default_factory=dict)
+    alone: Mapping[fx.Node, RowFacts] = field(default_factory=dict)
     """Of what is apart: rows that begin there."""
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class _Sides:
             products = [node for node in nodes if has_weights(node)]
             if products:
                 rows = self.alone if nodes is self.apart else self.rows
-                mixes = any(rows.get(node, FREE).state >= State.MIXED for node in products)
+                mixes = any(rows.get(node, FREE).state >= RowDependence.MIXED for node in products)
                 found.append(Beside(place, len(products), mixes, user_calls.source_line(products[0])))
         return tuple(found)
 

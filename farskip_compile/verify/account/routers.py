@@ -24,7 +24,7 @@ from farskip_compile.verify.account.layers import PRODUCTS
 from farskip_compile.verify.account.weights import begins_rows, has_weights
 from farskip_compile.verify.rows.read import begin, read_rows
 from farskip_compile.verify.rows.rules import is_contraction, is_unknown
-from farskip_compile.verify.rows.state import Rows, State
+from farskip_compile.verify.rows.state import RowDependence, RowFacts
 
 
 def find_experts(graph: fx.Graph, outside: Sequence[fx.Node], values: Collection[fx.Node]) -> fx.Node | None:
@@ -48,22 +48,22 @@ def find_experts(graph: fx.Graph, outside: Sequence[fx.Node], values: Collection
     return next((node for node in outside if _puts_together(node, made, rows, order)), None)
 
 
-def _rows_anew(graph: fx.Graph, values: Collection[fx.Node], chosen: Set[fx.Node]) -> Mapping[fx.Node, Rows]:
+def _rows_anew(graph: fx.Graph, values: Collection[fx.Node], chosen: Set[fx.Node]) -> Mapping[fx.Node, RowFacts]:
     """Return the rows of all nodes, which begin at `values`, at inputs, and at products and sums whose rows are lost.
 
     What was `chosen` by a decision is no input, although it may be picked from a table, too.
     """
     activations = spread(graph.nodes, lambda node: node.op == "placeholder" and not is_module_state(node))
-    known: dict[fx.Node, Rows] = {}
+    known: dict[fx.Node, RowFacts] = {}
 
-    def again(node: fx.Node, found: Rows) -> Rows:
-        lost = found.state >= State.MIXED or (found.state is State.FREE and node in activations)
+    def again(node: fx.Node, found: RowFacts) -> RowFacts:
+        lost = found.state >= RowDependence.MIXED or (found.state is RowDependence.FREE and node in activations)
         if lost and is_contraction(node):
             decided = any(ops.is_floating(arg) and _is_chosen(known.get(arg)) for arg in node.all_input_nodes)
             if decided or has_weights(node):
                 found = begin([node]).get(node, found)._replace(decided=decided)
         elif (
-            found.state is State.MIXED
+            found.state is RowDependence.MIXED
             and ops.is_sum(node)
             and not any(known[arg].decided for arg in node.all_input_nodes)
         ):
@@ -76,9 +76,9 @@ def _rows_anew(graph: fx.Graph, values: Collection[fx.Node], chosen: Set[fx.Node
     return read_rows(graph.nodes, begins, again)
 
 
-def _is_chosen(found: Rows | None) -> bool:
+def _is_chosen(found: RowFacts | None) -> bool:
     """Return whether a decision picked a value among weights."""
-    return found is not None and found.state is State.DECISION
+    return found is not None and found.state is RowDependence.DECISION
 
 
 def _works(node: fx.Node) -> bool:
@@ -87,19 +87,19 @@ def _works(node: fx.Node) -> bool:
 
 
 def _puts_together(
-    node: fx.Node, made: Set[fx.Node], rows: Mapping[fx.Node, Rows], order: Mapping[fx.Node, int]
+    node: fx.Node, made: Set[fx.Node], rows: Mapping[fx.Node, RowFacts], order: Mapping[fx.Node, int]
 ) -> bool:
     """Return whether `node` adds a value that experts `made` to one that no decision was made about."""
     inputs = node.all_input_nodes
     if made.isdisjoint(inputs) or ops.op_name(node) in PRODUCTS or (is_contraction(node) and not is_unknown(node)):
         return False
     experts = [arg for arg in inputs if arg in made and _is_decided(rows[arg])]
-    streams = [arg for arg in inputs if rows[arg].state >= State.ROWS and not _is_decided(rows[arg])]
+    streams = [arg for arg in inputs if rows[arg].state >= RowDependence.ROWS and not _is_decided(rows[arg])]
     return any(_fit(a, b) and not _depends(b, a, order) for a in experts for b in streams)
 
 
-def _is_decided(found: Rows) -> bool:
-    return found.decided and State.ROWS <= found.state <= State.MOVED
+def _is_decided(found: RowFacts) -> bool:
+    return found.decided and RowDependence.ROWS <= found.state <= RowDependence.MOVED
 
 
 def _fit(a: fx.Node, b: fx.Node) -> bool:

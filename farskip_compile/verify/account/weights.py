@@ -15,20 +15,20 @@ from farskip_compile.passes.graph import ops
 from farskip_compile.passes.graph.declared import declared, outputs_of
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.rows.rules import is_contraction, is_state, is_unknown
-from farskip_compile.verify.rows.state import FREE, Rows, State
+from farskip_compile.verify.rows.state import FREE, RowDependence, RowFacts
 
 NETWORKS = frozenset(["dense", "routed"])
 """Declared kinds of what may have weights of its own."""
 
 
-def routes(nodes: Iterable[fx.Node], rows: Mapping[fx.Node, Rows]) -> Iterator[fx.Node]:
+def routes(nodes: Iterable[fx.Node], rows: Mapping[fx.Node, RowFacts]) -> Iterator[fx.Node]:
     """Rows that were decided about, and that weights have made or are given."""
     weighted: set[fx.Node] = set()
     for node in nodes:
         if has_weights(node) or not weighted.isdisjoint(node.all_input_nodes):
             weighted.add(node)
             found = rows.get(node, FREE)
-            if found.decided and State.ROWS <= found.state <= State.MOVED:
+            if found.decided and RowDependence.ROWS <= found.state <= RowDependence.MOVED:
                 yield node
 
 

@@ -22,7 +22,7 @@ from farskip_compile.verify.account.kinds import Claim, check_kinds
 from farskip_compile.verify.account.outside import Beside, Claims, check_account
 from farskip_compile.verify.completeness import check_complete, check_part, known_cut
 from farskip_compile.verify.rows.read import read_rows
-from farskip_compile.verify.rows.state import Rows, State
+from farskip_compile.verify.rows.state import RowDependence, RowFacts
 
 
 def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> tuple[Beside, ...]:
@@ -66,10 +66,12 @@ def account_for(module: fx.GraphModule, reading: Reading | None, part: bool) -> 
     return check_account(graph, Claims(stream.base, stream.root, stream.values, owned, given, unfinished), rows)
 
 
-def _ends_in_a_mixer(claims: Sequence[Claim], graph: fx.Graph, rows: Mapping[fx.Node, Rows]) -> bool:
+def _ends_in_a_mixer(claims: Sequence[Claim], graph: fx.Graph, rows: Mapping[fx.Node, RowFacts]) -> bool:
     """Return whether tokens are mixed in the term that is computed last."""
     by_leaf = {claim.leaf: claim for claim in claims}
     last = next((by_leaf[node] for node in reversed(graph.nodes) if node in by_leaf), None)
     if last is None:
         return False
-    return rows[last.leaf].state is State.MIXED or any(ops.is_attention(one) or ops.is_scan(one) for one in last.owned)
+    return rows[last.leaf].state is RowDependence.MIXED or any(
+        ops.is_attention(one) or ops.is_scan(one) for one in last.owned
+    )

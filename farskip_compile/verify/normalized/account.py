@@ -34,12 +34,12 @@ from farskip_compile.passes.boundary.markers import is_arrival, is_departure
 from farskip_compile.passes.boundary.tail import tail_of
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.normalized.forms import in_plain_words, noted
-from farskip_compile.verify.normalized.memory import Memory, Numbers, View, allocate, narrow, write
+from farskip_compile.verify.normalized.memory import Numbers, TensorMemory, View, allocate, narrow, write
 from farskip_compile.verify.normalized.numbering import Numbering
 from farskip_compile.verify.normalized.puts import written_out
 from farskip_compile.verify.normalized.sharing import Shares, Sharing
-from farskip_compile.verify.normalized.twins import Autocast
-from farskip_compile.verify.normalized.values import Known, leaves, mapped, with_fake_values
+from farskip_compile.verify.normalized.twins import CheckedAutocast
+from farskip_compile.verify.normalized.values import OpaqueValue, leaves, mapped, with_fake_values
 
 CHECKS = ("_check", "_assert", "assert", "sym_constrain")
 """The beginnings of names of operators that raise or do nothing: later calls compute what they did before."""
@@ -76,7 +76,7 @@ class Account:
         self,
         numbers: Numbers,
         sharing: Sharing,
-        autocast: Autocast,
+        autocast: CheckedAutocast,
         after: Mapping[fx.Node, Sequence[fx.Node]] | None = None,
         *,
         keep: bool = False,
@@ -86,7 +86,7 @@ class Account:
         self.ledger = Ledger()
         self.numbering = Numbering(numbers, autocast)
         self.draws = 0
-        self.outside: dict[object, Memory] = {}
+        self.outside: dict[object, TensorMemory] = {}
 
     def run(self, nodes: Iterable[Any], module: Any) -> Ledger:
         """Account for a whole graph: its nodes, or what was recorded of them."""
@@ -133,7 +133,7 @@ class Account:
     def _from_outside(self, name: tuple[str, Hashable], fake: Any) -> Any:
         number = self.numbers.of(*name)
         if not isinstance(fake, torch.Tensor):
-            return Known(number, fake)
+            return OpaqueValue(number, fake)
         identity = self.sharing.memory_of(fake)
         memory = self.outside.get(identity)
         if memory is None:
@@ -146,7 +146,7 @@ class Account:
     def _attribute(self, record: Any, module: Any) -> Any:
         found, fake = attrgetter(str(record.target))(module), ops.fake(record)
         if not isinstance(found, torch.Tensor):
-            return Known(self.numbers.of("object", id(found)), found)
+            return OpaqueValue(self.numbers.of("object", id(found)), found)
         return self._from_outside(("attribute", id(found)), fake if isinstance(fake, torch.Tensor) else found)
 
     # calls
@@ -158,7 +158,7 @@ class Account:
         if name == "higher_order::tag_activation_checkpoint":
             return self._checkpoint(record, values, module)
         if name == "added_alone" and not node.users:
-            return Known(self.numbers.of("mark"))  # it never runs: a claim about what an accumulation adds
+            return OpaqueValue(self.numbers.of("mark"))  # it never runs: a claim about what an accumulation adds
         if name == "after_write" or is_departure(record):
             given = mapped(record.args[0], values)
             return replace(given, seen=record.args[1]) if name == "after_write" else given
@@ -240,7 +240,7 @@ class Account:
                 for place, (one, share) in enumerate(zip(fake, each, strict=True))
             )
         if not isinstance(fake, torch.Tensor):
-            return Known(number, fake)
+            return OpaqueValue(number, fake)
         through = fake.requires_grad if known else self.numbering.gradients and any(one.differentiable for one in views)
         if shares is None:
             memory = allocate(number, is_new=not known)

@@ -25,14 +25,14 @@ from farskip_compile.verify.normalized.account import Account, Ledger
 from farskip_compile.verify.normalized.callees import Callee, callee_of
 from farskip_compile.verify.normalized.memory import Numbers
 from farskip_compile.verify.normalized.sharing import Sharing
-from farskip_compile.verify.normalized.twins import Autocast
+from farskip_compile.verify.normalized.twins import CheckedAutocast
 
 
 def verify_normalized(
     module: fx.GraphModule,
     before: GraphSnapshot,
     after: Mapping[fx.Node, Sequence[fx.Node]],
-    autocast: Autocast = None,
+    autocast: CheckedAutocast = None,
 ) -> None:
     """Check that the graph of `module` computes what it did when it was recorded.
 
@@ -60,7 +60,7 @@ def _ledgers(
     module: fx.GraphModule,
     before: GraphSnapshot,
     after: Mapping[fx.Node, Sequence[fx.Node]],
-    autocast: Autocast,
+    autocast: CheckedAutocast,
     *,
     keep: bool = False,
 ) -> tuple[Ledger, Ledger]:

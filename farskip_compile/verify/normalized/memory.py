@@ -45,7 +45,7 @@ class Lens:
         """The places of the elements, once they were asked for."""
 
 
-class Region:
+class WrittenRegion:
     """The content of the elements of one lens. The last write to a part of them is remembered as a region."""
 
     __slots__ = ("before", "inside", "number", "part", "way")
@@ -53,16 +53,16 @@ class Region:
     def __init__(self, number: int) -> None:
         self.number = self.before = number
         self.part: Lens | None = None
-        self.inside: Region | None = None
+        self.inside: WrittenRegion | None = None
         self.way = 0
 
 
 @dataclass(slots=True, eq=False)
-class Memory:
+class TensorMemory:
     """The memory that one tensor and its views share."""
 
     root: Lens
-    holds: Region
+    holds: WrittenRegion
     outside: Hashable = None
     """Name of the graph input or attribute that it belongs to; None: the graph allocates it."""
     is_new: bool = False
@@ -75,7 +75,7 @@ class Memory:
 class View:
     """A tensor: elements of a memory, in a shape."""
 
-    memory: Memory
+    memory: TensorMemory
     lens: Lens
     shape: int
     """Number of its shape."""
@@ -89,9 +89,9 @@ class View:
     """The way in which the view was made, where a later operator is judged by it."""
 
 
-def allocate(number: int, outside: Hashable = None, *, is_new: bool = False) -> Memory:
+def allocate(number: int, outside: Hashable = None, *, is_new: bool = False) -> TensorMemory:
     """Return a memory that holds `number`."""
-    return Memory(Lens(None, 0, 0), Region(number), outside, is_new)
+    return TensorMemory(Lens(None, 0, 0), WrittenRegion(number), outside, is_new)
 
 
 def narrow(view: Lens, step: int, numbers: Numbers, fake: torch.Tensor | None) -> Lens:
@@ -115,7 +115,7 @@ def write(view: View, number: int, numbers: Numbers) -> None:
         region = regions[-1]
         inner = _within(lens, region.part, base) if region.part is not None else None
         if inner is None:
-            region.before, region.part, region.inside = region.number, lens, Region(number)
+            region.before, region.part, region.inside = region.number, lens, WrittenRegion(number)
             region.way = _along(base, lens, numbers.of("way"), numbers)
             break
         assert region.inside is not None

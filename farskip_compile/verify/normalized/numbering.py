@@ -16,19 +16,19 @@ from farskip_compile.verify.normalized.callees import Callee, callee_of
 from farskip_compile.verify.normalized.forms import is_cast, is_copy, joined
 from farskip_compile.verify.normalized.memory import Numbers, View, read
 from farskip_compile.verify.normalized.sharing import KEEPS_ORDER, Shares
-from farskip_compile.verify.normalized.twins import Autocast, Twins
-from farskip_compile.verify.normalized.values import Known
+from farskip_compile.verify.normalized.twins import CheckedAutocast, TwinTypes
+from farskip_compile.verify.normalized.values import OpaqueValue
 
 
 class Numbering:
     """Numbers for the calls of one graph, one after another."""
 
-    def __init__(self, numbers: Numbers, autocast: Autocast) -> None:
+    def __init__(self, numbers: Numbers, autocast: CheckedAutocast) -> None:
         self.numbers = numbers
         self.gradients = True
-        self._autocasts: list[Autocast] = [autocast]
+        self._autocasts: list[CheckedAutocast] = [autocast]
         self._mode = numbers.of("mode")
-        self._twins = Twins()
+        self._twins = TwinTypes()
         self._callees: dict[object, tuple[object, Callee]] = {}
         self._shapes: dict[int, tuple[object, int]] = {}
 
@@ -95,7 +95,7 @@ class Numbering:
         """Return what makes two arguments the same; `source` is left out."""
         if isinstance(value, View):
             return 0 if value is source else self.numbers.of("tensor", read(value, self.numbers), value.shape)
-        if isinstance(value, Known):
+        if isinstance(value, OpaqueValue):
             return value.number
         if isinstance(value, dict):
             return ("names", *((name, self.key(one, source)) for name, one in value.items()))

@@ -15,18 +15,18 @@ import torch
 from farskip_compile.verify.normalized.callees import Callee
 from farskip_compile.verify.normalized.values import fake_values
 
-Autocast = tuple[str, torch.dtype] | None
+CheckedAutocast = tuple[str, torch.dtype] | None
 """Device type and type of the autocast that is on."""
 
 
-class Twins:
+class TwinTypes:
     """The types of what twins return."""
 
     def __init__(self) -> None:
         self._types: dict[Hashable, torch.dtype | None] = {}
 
     def type_of(
-        self, callee: Callee, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: Autocast
+        self, callee: Callee, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: CheckedAutocast
     ) -> torch.dtype | None:
         """Return the type of what the twin of `callee` returns for these values; None if it can't be called."""
         args, kwargs = fake_values(args), fake_values(kwargs)
@@ -48,7 +48,9 @@ def _kind(value: Any) -> Hashable:
     return type(value).__name__ if is_number else str(value)
 
 
-def _call(twin: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: Autocast) -> Any:
+def _call(
+    twin: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: CheckedAutocast
+) -> Any:
     if twin is None:
         return None
     first = args[0] if args else None

@@ -17,7 +17,7 @@ from farskip_compile.verify.normalized.memory import View
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class OpaqueValue:
     """The value of a node that is no tensor: a size, a flag, an object."""
 
     number: int
@@ -56,7 +56,7 @@ def fake_values(value: Any) -> Any:
     if isinstance(value, View):
         fake = value.fake
         return fake if getattr(fake, "fake_mode", None) is not None else torch.empty_like(fake, device="meta")
-    if isinstance(value, Known):
+    if isinstance(value, OpaqueValue):
         return value.fake
     if isinstance(value, tuple | list):
         return tuple(map(fake_values, value))

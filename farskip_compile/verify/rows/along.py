@@ -17,10 +17,18 @@ from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import all_dims_of, argument, dims_of, first_of, is_data, others
-from farskip_compile.verify.rows.layout import Layout
+from farskip_compile.verify.rows.layout import RowLayout
 from farskip_compile.verify.rows.moved import along, are_summed, covers
 from farskip_compile.verify.rows.no_rule import result, unknown
-from farskip_compile.verify.rows.state import Given, Rows, Rule, State, about_others, decision_of, worst
+from farskip_compile.verify.rows.state import (
+    FactsOf,
+    RowDependence,
+    RowFacts,
+    RowRule,
+    about_others,
+    decision_of,
+    worst,
+)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -33,7 +41,7 @@ def is_pointwise(name: str) -> bool:
     return any(torch.Tag.pointwise in getattr(packet, one).tags for one in names())
 
 
-def pointwise(node: fx.Node, given: Given) -> Rows:
+def pointwise(node: fx.Node, given: FactsOf) -> RowFacts:
     """Entries at one place, after broadcasting, make the entry there."""
     value = ops.tensor(node)
     if value is None:
@@ -42,25 +50,25 @@ def pointwise(node: fx.Node, given: Given) -> Rows:
     if len(args) == 1 and ops.same_shape(ops.tensor(args[0][0]), value):  # type: ignore[arg-type]
         return args[0][1]
     found = worst([rows for _, rows in args])
-    if found.state is not State.ROWS:
+    if found.state is not RowDependence.ROWS:
         return found
-    rows = [one for _, one in args if one.state is State.ROWS]
+    rows = [one for _, one in args if one.state is RowDependence.ROWS]
     layout = layouts.broadcast([one.layout for one in rows], value.shape)
     if layout is None:
-        return Rows(State.MIXED, at=node)
+        return RowFacts(RowDependence.MIXED, at=node)
     if any(one.summed and not covers(one.layout, layout) for one in rows):
-        return Rows(State.MIXED, at=node)
+        return RowFacts(RowDependence.MIXED, at=node)
     scales = ops.op_name(node) not in ("add", "sub", "add_", "sub_") and is_data(value)  # a comparison scales nothing
-    gates = [(arg, one) for arg, one in args if scales and (one.picked or one.state is State.DECISION)]
+    gates = [(arg, one) for arg, one in args if scales and (one.picked or one.state is RowDependence.DECISION)]
     decided = (
         any(one.decided for one in rows)
         or any(_is_for_whole_rows(arg, value.shape, layout) for arg, _ in gates)
         or about_others([one for _, one in args], layout, value.shape)
     )
-    return Rows(State.ROWS, layout, bool(gates) or any(one.picked for one in rows), decided)
+    return RowFacts(RowDependence.ROWS, layout, bool(gates) or any(one.picked for one in rows), decided)
 
 
-def _is_for_whole_rows(arg: fx.Node, shape: Sequence[Any], layout: Layout) -> bool:
+def _is_for_whole_rows(arg: fx.Node, shape: Sequence[Any], layout: RowLayout) -> bool:
     """Whether `arg` is broadcast along a dimension of the result that is no index of rows."""
     value = ops.tensor(arg)
     assert value is not None
@@ -73,43 +81,45 @@ def _is_for_whole_rows(arg: fx.Node, shape: Sequence[Any], layout: Layout) -> bo
     return False
 
 
-def one_hot(node: fx.Node, given: Given) -> Rows:
+def one_hot(node: fx.Node, given: FactsOf) -> RowFacts:
     """A new last dimension."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return rows
-    return Rows(State.ROWS, (*rows.layout, *layouts.features(value.shape[-1:])), rows.picked, rows.decided)
+    return RowFacts(RowDependence.ROWS, (*rows.layout, *layouts.features(value.shape[-1:])), rows.picked, rows.decided)
 
 
-def keeps(position: int, default: Sequence[int] | None = None, *, picks: bool = False, several: bool = False) -> Rule:
+def keeps(
+    position: int, default: Sequence[int] | None = None, *, picks: bool = False, several: bool = False
+) -> RowRule:
     """Entries along some dimensions meet, which stay: a softmax, a sort. `several` may be given one by one."""
 
-    def rule(node: fx.Node, given: Given) -> Rows:
+    def rule(node: fx.Node, given: FactsOf) -> RowFacts:
         _, rows = first_of(node, given)
-        if rows.state is not State.ROWS:
+        if rows.state is not RowDependence.ROWS:
             return _tuple(node, _not_first(node, given))
         rank = len(rows.layout)
         dims = all_dims_of(node, position, rank) if several else dims_of(node, position, default, rank)
         if layouts.along(rows.layout, dims):
-            return _tuple(node, _chosen(node, rows) if picks else Rows(State.MIXED, at=node))
+            return _tuple(node, _chosen(node, rows) if picks else RowFacts(RowDependence.MIXED, at=node))
         return _tuple(node, _resized(node, rows, picked=rows.picked or picks))
 
     return rule
 
 
-def _chosen(node: fx.Node, rows: Rows) -> Rows:
+def _chosen(node: fx.Node, rows: RowFacts) -> RowFacts:
     """Rows that are chosen by their own entries; each feature may choose others."""
     value = result(node)
     layout = along(rows.layout, range(value.dim()), value.shape) if value is not None else ()
-    return Rows(State.MOVED, layout, decided=True, at=node)
+    return RowFacts(RowDependence.MOVED, layout, decided=True, at=node)
 
 
-def _resized(node: fx.Node, rows: Rows, *, picked: bool) -> Rows:
+def _resized(node: fx.Node, rows: RowFacts, *, picked: bool) -> RowFacts:
     """`rows`, with features of other sizes."""
     value = result(node)
     if value is None or value.dim() != len(rows.layout):
-        return Rows(State.UNKNOWN, at=node)
+        return RowFacts(RowDependence.UNKNOWN, at=node)
     layout = tuple(
         dim if layouts.tokens(dim) else layouts.features([size])[0]
         for dim, size in zip(rows.layout, value.shape, strict=True)
@@ -117,41 +127,41 @@ def _resized(node: fx.Node, rows: Rows, *, picked: bool) -> Rows:
     return rows._replace(layout=layout, picked=picked)
 
 
-def _tuple(node: fx.Node, rows: Rows) -> Rows:
+def _tuple(node: fx.Node, rows: RowFacts) -> RowFacts:
     """`rows` for each member, if the value of `node` is a tuple; members that are integers are decisions."""
     value = ops.fake(node)
     if not isinstance(value, tuple | list):
         return rows
     decision = decision_of(rows)
     parts = [
-        decision if isinstance(one, torch.Tensor) and not is_data(one) and rows.state > State.FREE else rows
+        decision if isinstance(one, torch.Tensor) and not is_data(one) and rows.state > RowDependence.FREE else rows
         for one in value
     ]
     return rows._replace(parts=tuple(parts))
 
 
-def _not_first(node: fx.Node, given: Given) -> Rows:
+def _not_first(node: fx.Node, given: FactsOf) -> RowFacts:
     """Of an operator whose first argument holds no rows: they are in another one, of which nothing is known."""
     found = worst([given(arg) for arg in node.all_input_nodes])
-    return unknown(node, given) if found.state is State.ROWS else found
+    return unknown(node, given) if found.state is RowDependence.ROWS else found
 
 
-def reduces(position: int, default: Sequence[int] | None = None, *, picks: bool = False) -> Rule:
+def reduces(position: int, default: Sequence[int] | None = None, *, picks: bool = False) -> RowRule:
     """Return the rule of an operator that removes the dimensions along which entries meet: a sum, a maximum. With
     `picks`, the result is one of the entries, chosen by all of them."""
 
-    def rule(node: fx.Node, given: Given) -> Rows:
+    def rule(node: fx.Node, given: FactsOf) -> RowFacts:
         source, rows = first_of(node, given)
         if any(ops.tensor(arg) is not None for arg in others(node, source)):
             return pointwise(node, given)  # the larger of two values
-        if rows.state is not State.ROWS:
+        if rows.state is not RowDependence.ROWS:
             return _tuple(node, _not_first(node, given))
         dims = dims_of(node, position, default, len(rows.layout))
         added = layouts.along(rows.layout, dims)
         if added and picks:
             return _tuple(node, _chosen(node, rows))
         if added and not are_summed(node, rows, dims):
-            return _tuple(node, Rows(State.MIXED, at=node))
+            return _tuple(node, RowFacts(RowDependence.MIXED, at=node))
         value = result(node)
         if value is None:
             return unknown(node, given)
@@ -159,18 +169,22 @@ def reduces(position: int, default: Sequence[int] | None = None, *, picks: bool 
             layout = tuple(() if place in dims else dim for place, dim in enumerate(rows.layout))
         else:
             layout = tuple(dim for place, dim in enumerate(rows.layout) if place not in dims)
-        return _tuple(node, Rows(State.ROWS, layout, rows.picked or picks, rows.decided, added or rows.summed))
+        return _tuple(
+            node, RowFacts(RowDependence.ROWS, layout, rows.picked or picks, rows.decided, added or rows.summed)
+        )
 
     return rule
 
 
-def normalises(node: fx.Node, given: Given) -> Rows:
+def normalises(node: fx.Node, given: FactsOf) -> RowFacts:
     """A norm over the last dimensions."""
     source, rows = first_of(node, given)
-    if rows.state is not State.ROWS or any(given(arg).state is not State.FREE for arg in others(node, source)):
+    if rows.state is not RowDependence.ROWS or any(
+        given(arg).state is not RowDependence.FREE for arg in others(node, source)
+    ):
         return _tuple(node, _not_first(node, given))
     shape = argument(node, 1, ("normalized_shape",))
     count = len(shape) if isinstance(shape, tuple | list) else len(rows.layout)
     if layouts.along(rows.layout, range(len(rows.layout) - count, len(rows.layout))):
-        return Rows(State.MIXED, at=node)
+        return RowFacts(RowDependence.MIXED, at=node)
     return _tuple(node, rows)

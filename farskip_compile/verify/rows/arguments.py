@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
-from farskip_compile.verify.rows.state import FREE, Given, Rows
+from farskip_compile.verify.rows.state import FREE, FactsOf, RowFacts
 
 INPUT = ("input", "self", "x", "a", "x1", "tensors")
 DIM = ("dim", "axis", "dims")
@@ -27,7 +27,7 @@ def argument(node: fx.Node, position: int, names: Sequence[str]) -> Any:
     return next((node.kwargs[name] for name in names if name in node.kwargs), None)
 
 
-def first_of(node: fx.Node, given: Given) -> tuple[fx.Node | None, Rows]:
+def first_of(node: fx.Node, given: FactsOf) -> tuple[fx.Node | None, RowFacts]:
     """The first argument, and what is known of it."""
     first = argument(node, 0, INPUT)
     return (first, given(first)) if isinstance(first, fx.Node) else (None, FREE)

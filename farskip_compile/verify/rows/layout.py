@@ -15,20 +15,20 @@ import torch
 
 from farskip_compile._compat import same_dim
 
-Size = int | torch.SymInt
+RowCount = int | torch.SymInt
 PICKED = -1
 """The index of rows that were picked: it says of a dimension only that they are along it."""
 
 
-class Axis(NamedTuple):
+class RowAxis(NamedTuple):
     """A part of a dimension. Sizes that are symbols are compared without a guard."""
 
     token: int | None
     """The dimension of the stream whose index it is, or `PICKED`; None: something else."""
-    size: Size
+    size: RowCount
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Axis) and self.token == other.token and same_dim(self.size, other.size)
+        return isinstance(other, RowAxis) and self.token == other.token and same_dim(self.size, other.size)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -37,60 +37,60 @@ class Axis(NamedTuple):
         return hash(self.token)
 
 
-Layout = tuple[tuple[Axis, ...], ...]
+RowLayout = tuple[tuple[RowAxis, ...], ...]
 """For each dimension the axes that it runs over, the slowest first; axes of size 1 are left out."""
 
 
-def of_stream(shape: Sequence[Size], indices: int | None = None) -> Layout:
+def of_stream(shape: Sequence[RowCount], indices: int | None = None) -> RowLayout:
     """The layout of a residual value: every dimension but the last is an index of rows, or only the first `indices`."""
     count = len(shape) - 1 if indices is None else indices
     return tuple(_dim(place if place < count else None, size) for place, size in enumerate(shape))
 
 
-def _dim(token: int | None, size: Size) -> tuple[Axis, ...]:
-    return () if same_dim(size, 1) else (Axis(token, size),)
+def _dim(token: int | None, size: RowCount) -> tuple[RowAxis, ...]:
+    return () if same_dim(size, 1) else (RowAxis(token, size),)
 
 
-def filled(layout: Layout, shape: Sequence[Size]) -> bool:
+def filled(layout: RowLayout, shape: Sequence[RowCount]) -> bool:
     """Whether the dimensions with an index of rows hold all of these rows, not a part of them."""
     pairs = [(dim, size) for dim, size in zip(layout, shape, strict=True) if tokens(dim) and not is_picked(dim)]
     return all(same_dim(math.prod(axis.size for axis in dim), size) for dim, size in pairs)
 
 
-def tokens(dim: Sequence[Axis]) -> tuple[int, ...]:
+def tokens(dim: Sequence[RowAxis]) -> tuple[int, ...]:
     """The token axes of a dimension."""
     return tuple([axis.token for axis in dim if axis.token is not None])
 
 
-def picked(size: Size) -> tuple[Axis, ...]:
+def picked(size: RowCount) -> tuple[RowAxis, ...]:
     """A dimension with an index of picked rows."""
     return _dim(PICKED, size)
 
 
-def is_picked(dim: Sequence[Axis]) -> bool:
+def is_picked(dim: Sequence[RowAxis]) -> bool:
     """Whether picked rows are along a dimension."""
     return PICKED in tokens(dim)
 
 
-def index_of(layout: Sequence[Sequence[Axis]]) -> bool:
+def index_of(layout: Sequence[Sequence[RowAxis]]) -> bool:
     """Whether an index of rows runs over any of these dimensions."""
     return any(map(tokens, layout))
 
 
-def loosened(layout: Sequence[tuple[Axis, ...]]) -> Layout:
+def loosened(layout: Sequence[tuple[RowAxis, ...]]) -> RowLayout:
     """The layout with an index of picked rows wherever there is one of rows."""
     return tuple(tuple(axis if axis.token is None else axis._replace(token=PICKED) for axis in dim) for dim in layout)
 
 
-def places(layout: Layout) -> dict[int, int]:
+def places(layout: RowLayout) -> dict[int, int]:
     """For each token axis the dimension that it is in."""
     return {token: place for place, dim in enumerate(layout) for token in tokens(dim)}
 
 
-def reshape(layout: Layout, shape: Sequence[Size]) -> Layout | None:
+def reshape(layout: RowLayout, shape: Sequence[RowCount]) -> RowLayout | None:
     """The layout after a view as `shape`; None if an index of rows is split, or merged with a part of another axis."""
     axes = [axis for dim in layout for axis in dim]
-    found: list[tuple[Axis, ...]] = []
+    found: list[tuple[RowAxis, ...]] = []
     wanted = list(shape)
     place = 0
     while wanted:
@@ -116,7 +116,7 @@ def reshape(layout: Layout, shape: Sequence[Size]) -> Layout | None:
     return tuple(found) if place == len(axes) else None
 
 
-def _split_picked(group: Sequence[Axis], wanted: Sequence[Size]) -> Layout:
+def _split_picked(group: Sequence[RowAxis], wanted: Sequence[RowCount]) -> RowLayout:
     """The dimensions of `wanted`; the last ones stay features as long as their sizes divide the features of `group`."""
     dims = [picked(size) for size in wanted]
     last = group[-1]
@@ -130,12 +130,12 @@ def _split_picked(group: Sequence[Axis], wanted: Sequence[Size]) -> Layout:
     return tuple(dims)
 
 
-def _match(axes: Sequence[Axis], wanted: Sequence[Size]) -> tuple[int, int] | None:
+def _match(axes: Sequence[RowAxis], wanted: Sequence[RowCount]) -> tuple[int, int] | None:
     """The fewest axes and dimensions, from the front of both, that have as many elements."""
-    left: list[Size] = []
+    left: list[RowCount] = []
     for axis in axes:
         left.append(axis.size * left[-1] if left else axis.size)
-    right: list[Size] = []
+    right: list[RowCount] = []
     for size in wanted:
         right.append(size * right[-1] if right else size)
     pairs = [(a, b) for a in range(1, len(left) + 1) for b in range(1, len(right) + 1)]
@@ -143,27 +143,27 @@ def _match(axes: Sequence[Axis], wanted: Sequence[Size]) -> tuple[int, int] | No
     return next((pair for pair in pairs if same_dim(left[pair[0] - 1], right[pair[1] - 1])), None)
 
 
-def permute(layout: Layout, order: Sequence[int]) -> Layout:
+def permute(layout: RowLayout, order: Sequence[int]) -> RowLayout:
     """The layout with its dimensions in another order."""
     return tuple(layout[place] for place in order)
 
 
-def along(layout: Layout, dims: Sequence[int]) -> bool:
+def along(layout: RowLayout, dims: Sequence[int]) -> bool:
     """Whether an index of rows runs over one of these dimensions."""
     return any(tokens(layout[dim]) for dim in dims)
 
 
-def features(shape: Sequence[Size]) -> Layout:
+def features(shape: Sequence[RowCount]) -> RowLayout:
     """The layout of a value that holds no index of rows."""
     return tuple(_dim(None, size) for size in shape)
 
 
-def broadcast(layouts: Sequence[Layout], shape: Sequence[Size]) -> Layout | None:
+def broadcast(layouts: Sequence[RowLayout], shape: Sequence[RowCount]) -> RowLayout | None:
     """The layout of values that are broadcast to `shape`; None if rows of one meet other rows of another one."""
     first = layouts[0] if layouts else ()
     if all(one is first for one in layouts) and len(first) == len(shape) and all(map(tokens, first[:-1])):
         return first if tokens(first[-1]) else (*first[:-1], _dim(None, shape[-1]))
-    found: list[tuple[Axis, ...]] = [_dim(None, size) for size in shape]
+    found: list[tuple[RowAxis, ...]] = [_dim(None, size) for size in shape]
     if any(len(layout) > len(shape) for layout in layouts):
         return None
     for layout in layouts:

@@ -18,44 +18,44 @@ from torch import fx
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
-from farskip_compile.verify.rows.layout import Layout, Size, index_of
-from farskip_compile.verify.rows.state import Given, Rows, State
+from farskip_compile.verify.rows.layout import RowCount, RowLayout, index_of
+from farskip_compile.verify.rows.state import FactsOf, RowDependence, RowFacts
 
 BROADCASTS = frozenset(["repeat", "tile", "expand", "expand_as", "broadcast_to"])
 SUMS = frozenset(["sum", "mean", "nansum"])
 
 
-def as_rows(given: Given) -> Given:
+def as_rows(given: FactsOf) -> FactsOf:
     """Picked rows whose places are known are passed on as rows are."""
 
-    def read(arg: object) -> Rows:
+    def read(arg: object) -> RowFacts:
         return _shown(given(arg))
 
     return read
 
 
-def _shown(found: Rows) -> Rows:
-    if found.state is not State.MOVED or not found.layout:
+def _shown(found: RowFacts) -> RowFacts:
+    if found.state is not RowDependence.MOVED or not found.layout:
         return found
-    return found._replace(state=State.ROWS, parts=tuple(map(_shown, found.parts)))
+    return found._replace(state=RowDependence.ROWS, parts=tuple(map(_shown, found.parts)))
 
 
-def moved_again(node: fx.Node, found: Rows, args: Sequence[Rows]) -> Rows:
+def moved_again(node: fx.Node, found: RowFacts, args: Sequence[RowFacts]) -> RowFacts:
     """What a rule found of arguments of which some are picked rows."""
-    moved = [one for one in args if one.state is State.MOVED]
-    if found.state is State.ROWS and index_of(found.layout) and not all(index_of(one.layout) for one in moved):
-        return Rows(State.MIXED, at=node)  # one value, made of all picked rows, is given to each row
+    moved = [one for one in args if one.state is RowDependence.MOVED]
+    if found.state is RowDependence.ROWS and index_of(found.layout) and not all(index_of(one.layout) for one in moved):
+        return RowFacts(RowDependence.MIXED, at=node)  # one value, made of all picked rows, is given to each row
     return _back(found, moved[0].at, any(one.summed for one in moved))
 
 
-def _back(found: Rows, at: fx.Node | None, summed: bool) -> Rows:
-    if found.state is not State.ROWS:
+def _back(found: RowFacts, at: fx.Node | None, summed: bool) -> RowFacts:
+    if found.state is not RowDependence.ROWS:
         return found
     parts = tuple(_back(part, at, summed) for part in found.parts)
-    return found._replace(state=State.MOVED, at=at, parts=parts, summed=summed or found.summed)
+    return found._replace(state=RowDependence.MOVED, at=at, parts=parts, summed=summed or found.summed)
 
 
-def covers(layout: Layout, result: Layout) -> bool:
+def covers(layout: RowLayout, result: RowLayout) -> bool:
     """Whether a value has an index of rows in all dimensions, counted from the last, in which `result` has one."""
     missing = len(result) - len(layout)
     return not index_of(result[: max(missing, 0)]) and all(
@@ -64,13 +64,13 @@ def covers(layout: Layout, result: Layout) -> bool:
     )
 
 
-def are_summed(node: fx.Node, rows: Rows, dims: Sequence[int]) -> bool:
+def are_summed(node: fx.Node, rows: RowFacts, dims: Sequence[int]) -> bool:
     """Whether `node` sums rows along `dims`, and all that are added there are picked ones."""
     name = ops.op_name(node)
     return name in SUMS and all(layouts.is_picked(rows.layout[dim]) for dim in dims if index_of([rows.layout[dim]]))
 
 
-def picked_features(node: fx.Node, shape: Sequence[Size]) -> list[int]:
+def picked_features(node: fx.Node, shape: Sequence[RowCount]) -> list[int]:
     """The dimensions along which the entries of an index may pick different rows: those that it was not broadcast to.
 
     An index of a `gather` has a place for each feature, and picks whole rows only if these are all the same.
@@ -89,7 +89,7 @@ def picked_features(node: fx.Node, shape: Sequence[Size]) -> list[int]:
     ]
 
 
-def along(layout: Layout, dims: Sequence[int], shape: Sequence[Size]) -> Layout:
+def along(layout: RowLayout, dims: Sequence[int], shape: Sequence[RowCount]) -> RowLayout:
     """The layout of a value of `shape` with picked rows along `dims`, and rows elsewhere as `layout` says."""
     if len(layout) != len(shape):
         return ()
@@ -104,7 +104,7 @@ def along(layout: Layout, dims: Sequence[int], shape: Sequence[Size]) -> Layout:
     )
 
 
-def behind(count: int, layout: Layout, shape: Sequence[Size]) -> Layout:
+def behind(count: int, layout: RowLayout, shape: Sequence[RowCount]) -> RowLayout:
     """The layout of a value of `shape` whose last dimensions are those of `layout` from `count` on, behind picked
     rows."""
     left = layout[count:]

@@ -14,57 +14,63 @@ from torch import fx
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.moved import behind
-from farskip_compile.verify.rows.state import FREE, Given, Rows, State, worst
+from farskip_compile.verify.rows.state import FREE, FactsOf, RowDependence, RowFacts, worst
 
 
-def unknown(node: fx.Node, given: Given) -> Rows:
+def unknown(node: fx.Node, given: FactsOf) -> RowFacts:
     """Nothing is known about this operator."""
     known = worst([given(arg) for arg in node.all_input_nodes])
-    return known if known.state in (State.UNKNOWN, State.MIXED) else Rows(State.UNKNOWN, at=node)
+    return (
+        known
+        if known.state in (RowDependence.UNKNOWN, RowDependence.MIXED)
+        else RowFacts(RowDependence.UNKNOWN, at=node)
+    )
 
 
-def mixes(node: fx.Node, given: Given) -> Rows:
+def mixes(node: fx.Node, given: FactsOf) -> RowFacts:
     """Rows meet here."""
     known = worst([given(arg) for arg in node.all_input_nodes])
-    if known.state in (State.DECISION, State.UNKNOWN, State.MIXED):
+    if known.state in (RowDependence.DECISION, RowDependence.UNKNOWN, RowDependence.MIXED):
         return known
-    return Rows(State.MIXED, decided=known.decided, at=node)
+    return RowFacts(RowDependence.MIXED, decided=known.decided, at=node)
 
 
-def free(node: fx.Node, given: Given) -> Rows:
+def free(node: fx.Node, given: FactsOf) -> RowFacts:
     """Reads a shape or a type, no data; but the number that it fills a tensor with may be some."""
     _, *fills = node.all_input_nodes
     found = worst([given(arg) for arg in fills])
-    return FREE if found.state <= State.DECISION else unknown(node, given)
+    return FREE if found.state <= RowDependence.DECISION else unknown(node, given)
 
 
-def routed(node: fx.Node, given: Given) -> Rows:
+def routed(node: fx.Node, given: FactsOf) -> RowFacts:
     """Experts that were chosen inside."""
     known = worst([given(arg) for arg in node.all_input_nodes])
     value = result(node)
-    if known.state not in (State.ROWS, State.MOVED):
+    if known.state not in (RowDependence.ROWS, RowDependence.MOVED):
         return known
-    return Rows(State.MOVED, behind(0, ((),), value.shape) if value is not None else (), decided=True, at=node)
+    return RowFacts(
+        RowDependence.MOVED, behind(0, ((),), value.shape) if value is not None else (), decided=True, at=node
+    )
 
 
-def alone(node: fx.Node, given: Given) -> Rows:
+def alone(node: fx.Node, given: FactsOf) -> RowFacts:
     """Each row by itself: the rows of the first argument that has some, in a result with the same rows."""
     args = [given(arg) for arg in node.all_input_nodes]
     known = worst(args)
     value = result(node)
-    first = next((one for one in args if one.state is State.ROWS), None)
-    if known.state is not State.ROWS or first is None or value is None or value.dim() != len(first.layout):
-        return known if known.state is not State.ROWS else Rows(State.UNKNOWN, at=node)
+    first = next((one for one in args if one.state is RowDependence.ROWS), None)
+    if known.state is not RowDependence.ROWS or first is None or value is None or value.dim() != len(first.layout):
+        return known if known.state is not RowDependence.ROWS else RowFacts(RowDependence.UNKNOWN, at=node)
     sizes = layouts.features(value.shape)
     if layouts.tokens(first.layout[-1]) or not _same_rows(args, first, value.shape):
-        return Rows(State.MIXED, at=node)
+        return RowFacts(RowDependence.MIXED, at=node)
     layout = tuple(dim if layouts.tokens(dim) else size for dim, size in zip(first.layout, sizes, strict=True))
-    return Rows(State.ROWS, layout, decided=known.decided)
+    return RowFacts(RowDependence.ROWS, layout, decided=known.decided)
 
 
-def _same_rows(args: Sequence[Rows], first: Rows, shape: Sequence[layouts.Size]) -> bool:
+def _same_rows(args: Sequence[RowFacts], first: RowFacts, shape: Sequence[layouts.RowCount]) -> bool:
     """Whether all arguments that hold rows, and the result, hold as many, and in the same dimensions."""
-    held = [[dim for dim in one.layout if layouts.tokens(dim)] for one in args if one.state is State.ROWS]
+    held = [[dim for dim in one.layout if layouts.tokens(dim)] for one in args if one.state is RowDependence.ROWS]
     return all(one == held[0] for one in held) and layouts.filled(first.layout, shape)
 
 

@@ -26,13 +26,13 @@ from farskip_compile.verify.rows.arguments import (
     numbers,
     others,
 )
-from farskip_compile.verify.rows.layout import Axis, Layout, Size
+from farskip_compile.verify.rows.layout import RowAxis, RowCount, RowLayout
 from farskip_compile.verify.rows.moved import along, behind, picked_features
 from farskip_compile.verify.rows.no_rule import unknown
-from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, about_others, worst
+from farskip_compile.verify.rows.state import DECISION, FREE, FactsOf, RowDependence, RowFacts, about_others, worst
 
 
-def getitem(node: fx.Node, given: Given) -> Rows:
+def getitem(node: fx.Node, given: FactsOf) -> RowFacts:
     """A member of a tuple, or a part of a tensor."""
     source, rows = first_of(node, given)
     index = node.args[1]
@@ -42,13 +42,13 @@ def getitem(node: fx.Node, given: Given) -> Rows:
         if rows.parts and isinstance(index, int):
             return rows.parts[index]
         value = ops.tensor(node)
-        if rows.state is State.ROWS and (value is None or value.dim() != len(rows.layout)):
+        if rows.state is RowDependence.ROWS and (value is None or value.dim() != len(rows.layout)):
             return unknown(node, given)
         return rows._replace(parts=())
     return picked(node, source, rows, index if isinstance(index, tuple | list) else (index,), given)
 
 
-def indexed(node: fx.Node, given: Given) -> Rows:
+def indexed(node: fx.Node, given: FactsOf) -> RowFacts:
     """`aten.index`: a tensor, or None, for each dimension."""
     source, rows = first_of(node, given)
     assert source is not None
@@ -56,15 +56,15 @@ def indexed(node: fx.Node, given: Given) -> Rows:
     return picked(node, source, rows, entries, given)
 
 
-def picked(node: fx.Node, source: fx.Node, rows: Rows, entries: Sequence[Any], given: Given) -> Rows:
+def picked(node: fx.Node, source: fx.Node, rows: RowFacts, entries: Sequence[Any], given: FactsOf) -> RowFacts:
     """What `entries` pick of a tensor."""
     tensors = [entry for entry in entries if isinstance(entry, fx.Node) and ops.tensor(entry) is not None]
     chosen = worst([given(entry) for entry in tensors])
-    if rows.state is not State.ROWS:
+    if rows.state is not RowDependence.ROWS:
         return picked_by(rows, chosen)
     value = ops.tensor(node)
     dims = list(rows.layout)
-    left: list[tuple[Axis, ...] | None] = []
+    left: list[tuple[RowAxis, ...] | None] = []
     entries = _spread(entries, len(dims))
     place = 0
     advanced = False
@@ -89,15 +89,17 @@ def picked(node: fx.Node, source: fx.Node, rows: Rows, entries: Sequence[Any], g
     left += dims[place:]
     if value is None or advanced or len(left) != value.dim():
         layout = _behind_index(entries, rows.layout, value.shape) if value is not None else ()
-        return Rows(State.MOVED, layout, decided=rows.decided or chosen.state is State.DECISION, at=node)
+        return RowFacts(
+            RowDependence.MOVED, layout, decided=rows.decided or chosen.state is RowDependence.DECISION, at=node
+        )
     layout = tuple(
         dim if dim is not None and layouts.tokens(dim) else layouts.features([size])[0]
         for dim, size in zip(left, value.shape, strict=True)
     )
-    return Rows(State.ROWS, layout, rows.picked, rows.decided)
+    return RowFacts(RowDependence.ROWS, layout, rows.picked, rows.decided)
 
 
-def _behind_index(entries: Sequence[Any], layout: Layout, shape: Sequence[Size]) -> Layout:
+def _behind_index(entries: Sequence[Any], layout: RowLayout, shape: Sequence[RowCount]) -> RowLayout:
     """The layout of what `entries` pick of rows or overwrite in them; nothing where features may be picked, too."""
     layout = layouts.loosened(layout)
     chosen = [place for place, entry in enumerate(entries) if entry != slice(None)]
@@ -122,21 +124,21 @@ def _spread(entries: Sequence[Any], dims: int) -> list[Any]:
     return found
 
 
-def picked_by(rows: Rows, chosen: Rows) -> Rows:
+def picked_by(rows: RowFacts, chosen: RowFacts) -> RowFacts:
     """What an index picks of a value that is no `ROWS`."""
-    if rows.state is State.FREE and chosen.state is not State.FREE:
-        return DECISION if chosen.state in (State.DECISION, State.ROWS) else chosen
-    if rows.state is State.MOVED and chosen.state is State.DECISION:
-        return Rows(State.MOVED, decided=True, at=rows.at)
+    if rows.state is RowDependence.FREE and chosen.state is not RowDependence.FREE:
+        return DECISION if chosen.state in (RowDependence.DECISION, RowDependence.ROWS) else chosen
+    if rows.state is RowDependence.MOVED and chosen.state is RowDependence.DECISION:
+        return RowFacts(RowDependence.MOVED, decided=True, at=rows.at)
     return worst([rows, chosen])
 
 
-def along_dim(node: fx.Node, given: Given) -> Rows:
+def along_dim(node: fx.Node, given: FactsOf) -> RowFacts:
     """`gather`, `take_along_dim`, `index_select`: indices along one dimension."""
     source, rows = first_of(node, given)
     chosen = worst([given(arg) for arg in others(node, source)])
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return picked_by(rows, chosen)
     dim = _dim(node, len(rows.layout))
     if (
@@ -147,15 +149,17 @@ def along_dim(node: fx.Node, given: Given) -> Rows:
     ):
         dims = range(value.dim()) if dim is None else [dim, *_own_picks(node, source, value)]
         layout = along(layouts.loosened(rows.layout), dims, value.shape)
-        return Rows(State.MOVED, layout, decided=rows.decided or chosen.state is State.DECISION, at=node)
+        return RowFacts(
+            RowDependence.MOVED, layout, decided=rows.decided or chosen.state is RowDependence.DECISION, at=node
+        )
     layout = tuple(
         d if layouts.tokens(d) else layouts.features([size])[0]
         for d, size in zip(rows.layout, value.shape, strict=True)
     )
-    strange = chosen.state is not State.FREE and about_others(
+    strange = chosen.state is not RowDependence.FREE and about_others(
         [chosen._replace(state=DECISION.state)], layout, value.shape
     )
-    return Rows(State.ROWS, layout, True, rows.decided or strange)
+    return RowFacts(RowDependence.ROWS, layout, True, rows.decided or strange)
 
 
 def _own_picks(node: fx.Node, source: object, value: torch.Tensor) -> list[int]:
@@ -170,42 +174,44 @@ def _dim(node: fx.Node, rank: int) -> int | None:
     return found[0] % rank if found and rank else None
 
 
-def interleaved(node: fx.Node, given: Given) -> Rows:
+def interleaved(node: fx.Node, given: FactsOf) -> RowFacts:
     """Copies of each entry side by side along one dimension."""
     source, rows = first_of(node, given)
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return picked_by(rows, worst([given(arg) for arg in node.all_input_nodes if arg is not source]))
     count = argument(node, 1, ("repeats",))
     place = dim_of(node, 2, None, len(rows.layout))
     if not is_number(count) or place is None:
-        decided = rows.decided or (isinstance(count, fx.Node) and given(count).state is State.DECISION)
+        decided = rows.decided or (isinstance(count, fx.Node) and given(count).state is RowDependence.DECISION)
         dims = [] if place is None else [place]
         layout = along(layouts.loosened(rows.layout), dims, value.shape) if dims else ()
-        return Rows(State.MOVED, layout, decided=decided, at=node)
+        return RowFacts(RowDependence.MOVED, layout, decided=decided, at=node)
     old = rows.layout[place]
-    new = (*old, Axis(None, count)) if layouts.tokens(old) else layouts.features([value.shape[place]])[0]
+    new = (*old, RowAxis(None, count)) if layouts.tokens(old) else layouts.features([value.shape[place]])[0]
     return rows._replace(layout=(*rows.layout[:place], new, *rows.layout[place + 1 :]))
 
 
-def embedded(node: fx.Node, given: Given) -> Rows:
+def embedded(node: fx.Node, given: FactsOf) -> RowFacts:
     """Rows of a table by an index."""
     tables = worst([given(arg) for arg in node.all_input_nodes if is_inexact(arg)])
     chosen = worst([given(arg) for arg in node.all_input_nodes if not is_inexact(arg)])
-    if tables.state is State.ROWS:
+    if tables.state is RowDependence.ROWS:
         value = ops.tensor(node)
         layout = behind(1, layouts.loosened(tables.layout), value.shape) if value is not None else ()
-        return Rows(State.MOVED, layout, decided=tables.decided or chosen.state is State.DECISION, at=node)
+        return RowFacts(
+            RowDependence.MOVED, layout, decided=tables.decided or chosen.state is RowDependence.DECISION, at=node
+        )
     return picked_by(tables, chosen)
 
 
-def written(node: fx.Node, given: Given) -> Rows:
+def written(node: fx.Node, given: FactsOf) -> RowFacts:
     """A value with some places overwritten, or added to: `scatter`, `index_add`, `index_put`, `setitem`."""
     base, rows = first_of(node, given)
     return _written(node, given, rows, others(node, base))
 
 
-def added(node: fx.Node, given: Given) -> Rows:
+def added(node: fx.Node, given: FactsOf) -> RowFacts:
     """What is added at places of another value, which is read for its shape alone."""
     return _written(node, given, FREE, list(_nodes((*node.args[1:], *node.kwargs.values()))))
 
@@ -218,20 +224,20 @@ def _nodes(args: object) -> Iterator[fx.Node]:
             yield from _nodes(arg)
 
 
-def _written(node: fx.Node, given: Given, rows: Rows, args: Sequence[fx.Node]) -> Rows:
+def _written(node: fx.Node, given: FactsOf, rows: RowFacts, args: Sequence[fx.Node]) -> RowFacts:
     """What `args` write, and name the places of, in a value of which `rows` are known."""
     tensors = [arg for arg in args if ops.tensor(arg) is not None]
     sources = [given(arg) for arg in tensors if is_inexact(arg)]
     indices = [given(arg) for arg in tensors if not is_inexact(arg)]
     found = worst([rows, *sources])
     by = worst(indices)
-    if found.state > State.MOVED or by.state > State.MOVED:
+    if found.state > RowDependence.MOVED or by.state > RowDependence.MOVED:
         return worst([found, by])
-    kept = [one for one in [rows, *sources, *indices] if one.state is State.ROWS]
-    if not kept and found.state is State.FREE:
-        return DECISION if by.state is not State.FREE else FREE
+    kept = [one for one in [rows, *sources, *indices] if one.state is RowDependence.ROWS]
+    if not kept and found.state is RowDependence.FREE:
+        return DECISION if by.state is not RowDependence.FREE else FREE
     value = ops.tensor(node)
-    if found.state <= State.ROWS and kept and value is not None and ops.op_name(node).startswith("scatter"):
+    if found.state <= RowDependence.ROWS and kept and value is not None and ops.op_name(node).startswith("scatter"):
         dim = _dim(node, value.dim())
         if dim is not None and all(
             len(one.layout) == value.dim() and not layouts.along(one.layout, [dim]) for one in kept
@@ -239,14 +245,14 @@ def _written(node: fx.Node, given: Given, rows: Rows, args: Sequence[fx.Node]) -
             layout = layouts.broadcast([_any_size(one.layout) for one in kept], value.shape)
             if layout is not None and layouts.filled(layout, value.shape):
                 strange = about_others([rows, *sources, *indices], layout, value.shape)
-                return Rows(State.ROWS, layout, True, strange or any(one.decided for one in kept))
-    decided = by.state is State.DECISION or any(one.decided for one in [rows, *sources])
-    known = all(one.state is not State.MOVED for one in [rows, *sources])
+                return RowFacts(RowDependence.ROWS, layout, True, strange or any(one.decided for one in kept))
+    decided = by.state is RowDependence.DECISION or any(one.decided for one in [rows, *sources])
+    known = all(one.state is not RowDependence.MOVED for one in [rows, *sources])
     layout = _layout_of_written(node, kept) if known else ()
-    return Rows(State.MOVED, layout, decided=decided, summed=True, at=node)
+    return RowFacts(RowDependence.MOVED, layout, decided=decided, summed=True, at=node)
 
 
-def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
+def _layout_of_written(node: fx.Node, kept: Sequence[RowFacts]) -> RowLayout:
     """Where rows are in a value of which some places were overwritten; `kept`: what is there now, and their index."""
     first = argument(node, 0, INPUT)
     value = ops.tensor(first) if isinstance(first, fx.Node) else None  # a call of `setitem` has no value of its own
@@ -277,5 +283,5 @@ def _layout_of_written(node: fx.Node, kept: Sequence[Rows]) -> Layout:
     return () if found is None or len(fits) != len(kept) else along(found, dims, shape)
 
 
-def _any_size(layout: Layout) -> Layout:
+def _any_size(layout: RowLayout) -> RowLayout:
     return tuple(dim if layouts.tokens(dim) else () for dim in layout)

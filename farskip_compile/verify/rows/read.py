@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which rows of the residual stream each value of a graph depends on.
 
-Contract: `read_rows` gives a `Rows` for each node of a normalised graph. It is told where rows begin: at the residual
-values, and anew at each; how they were found, and what a sub-block was taken for, it does not ask. It may know less
-than is true, never more.
+Contract: `read_rows` gives a `RowFacts` for each node of a normalised graph. It is told where rows begin: at the
+residual values, and anew at each; how they were found, and what a sub-block was taken for, it does not ask. It may know
+less than is true, never more.
 
 Algorithm (linear): one walk in the order of the graph. Each operator has a rule (`row_rules`), which gives the result's
-`Rows` from those of its arguments; a higher-order operator does what the graph inside it does. What reads memory after
-a write is given what was written; but what is made of the mark of a write (`after_write`) is up to date by itself,
-until the next write.
+`RowFacts` from those of its arguments; a higher-order operator does what the graph inside it does. What reads memory
+after a write is given what was written; but what is made of the mark of a write (`after_write`) is up to date by
+itself, until the next write.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from farskip_compile.passes.graph.walk import bodies
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.no_rule import mixes, unknown
 from farskip_compile.verify.rows.rules import apply
-from farskip_compile.verify.rows.state import DECISION, FREE, Given, Rows, State, merged, worst
+from farskip_compile.verify.rows.state import DECISION, FREE, FactsOf, RowDependence, RowFacts, merged, worst
 
 NOTHING: Set[fx.Node] = frozenset()
 Current = Mapping[int | None, Set[fx.Node]]
 """For each memory, the values in it that were made of the mark of its last write."""
 
 
-def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node, Rows]:
+def begin(nodes: Iterable[fx.Node], indices: int | None = None) -> dict[fx.Node, RowFacts]:
     """Rows that begin at `nodes`: every dimension but the last is an index of them, or only the first `indices`."""
     return {
-        node: Rows(State.ROWS, layouts.of_stream(value.shape, indices))
+        node: RowFacts(RowDependence.ROWS, layouts.of_stream(value.shape, indices))
         for node in nodes
         if (value := ops.tensor(node)) is not None
     }
 
 
-Again = Callable[[fx.Node, Rows], Rows]
+Again = Callable[[fx.Node, RowFacts], RowFacts]
 """A function that returns the facts to go on with for a node, given those that its rule found."""
 
 
 def read_rows(
-    nodes: Iterable[fx.Node], begins: Mapping[fx.Node, Rows], again: Again | None = None
-) -> dict[fx.Node, Rows]:
-    """`Rows` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there.
+    nodes: Iterable[fx.Node], begins: Mapping[fx.Node, RowFacts], again: Again | None = None
+) -> dict[fx.Node, RowFacts]:
+    """`RowFacts` for each of `nodes`, which are in the order of their graph; those of `begins` are what is said there.
 
     Args:
         nodes: all that are to be read, and what they are given.
@@ -57,11 +57,11 @@ def read_rows(
     """
     nodes = list(nodes)
     writes = effects.writers(nodes)
-    known: dict[fx.Node, Rows] = {}
+    known: dict[fx.Node, RowFacts] = {}
     written: dict[int, Written] = {}
     current: dict[int | None, set[fx.Node]] = {}
 
-    def given(arg: object) -> Rows:
+    def given(arg: object) -> RowFacts:
         if not written and isinstance(arg, fx.Node):
             return known[arg]
         return _read(arg, known, written, current)
@@ -105,18 +105,18 @@ def _inherit(node: fx.Node, current: Mapping[int | None, set[fx.Node]]) -> None:
 class Written:
     """What was written to a memory."""
 
-    rows: Rows
+    rows: RowFacts
     through: fx.Node
     """A value in it: other views of it have their rows elsewhere."""
 
-    def seen_by(self, node: fx.Node) -> Rows:
+    def seen_by(self, node: fx.Node) -> RowFacts:
         """What another value in this memory has of it."""
-        if self.rows.state is State.FREE or same_view(self.through, node):
+        if self.rows.state is RowDependence.FREE or same_view(self.through, node):
             return self.rows._replace(parts=())
-        if self.rows.state is State.DECISION:
+        if self.rows.state is RowDependence.DECISION:
             return DECISION
-        if self.rows.state is State.ROWS:
-            return Rows(State.MOVED, decided=self.rows.decided, at=self.through)
+        if self.rows.state is RowDependence.ROWS:
+            return RowFacts(RowDependence.MOVED, decided=self.rows.decided, at=self.through)
         return self.rows._replace(layout=(), parts=())
 
 
@@ -128,7 +128,7 @@ def same_view(a: fx.Node, b: fx.Node) -> bool:
     return same_dim(left.storage_offset(), right.storage_offset()) and all(map(same_dim, left.stride(), right.stride()))
 
 
-def _read(arg: object, known: Mapping[fx.Node, Rows], written: Mapping[int, Written], current: Current) -> Rows:
+def _read(arg: object, known: Mapping[fx.Node, RowFacts], written: Mapping[int, Written], current: Current) -> RowFacts:
     """What an argument holds: a node, or a list of nodes."""
     if isinstance(arg, fx.Node):
         rows = known[arg]
@@ -160,9 +160,9 @@ RUN_ONCE = frozenset(
 """They run a graph on their operands as these are; a scan or a loop runs it on parts of them, or on its own results."""
 
 
-def _inside(node: fx.Node, given: Given) -> Rows:
+def _inside(node: fx.Node, given: FactsOf) -> RowFacts:
     """What the graph inside a higher-order operator does; of several graphs, the worst."""
-    if all(given(arg).state is State.FREE for arg in node.all_input_nodes):
+    if all(given(arg).state is RowDependence.FREE for arg in node.all_input_nodes):
         return FREE
     if ops.is_attention(node):
         return mixes(node, given)
@@ -176,10 +176,10 @@ def _inside(node: fx.Node, given: Given) -> Rows:
     return worst(parts)._replace(parts=parts)
 
 
-def _results(node: fx.Node, given: Given) -> tuple[Rows, ...]:
+def _results(node: fx.Node, given: FactsOf) -> tuple[RowFacts, ...]:
     """What is known of each result of the graphs inside `node`; nothing if it can't be told."""
     operands = [arg for arg in _flat(node.args) if isinstance(arg, fx.Node) and not _is_body(arg)]
-    found: list[tuple[Rows, ...]] = []
+    found: list[tuple[RowFacts, ...]] = []
     for body in _forward_bodies(node):
         inputs = [one for one in body.graph.nodes if one.op == "placeholder"]
         if len(operands) < len(inputs):
@@ -190,7 +190,7 @@ def _results(node: fx.Node, given: Given) -> tuple[Rows, ...]:
         found.append(tuple(known[one] if isinstance(one, fx.Node) else FREE for one in results))
     if not found or any(len(one) != len(found[0]) for one in found):
         return ()
-    if len(found) > 1 and given(operands[0]).state is not State.FREE:
+    if len(found) > 1 and given(operands[0]).state is not RowDependence.FREE:
         return ()  # all rows take one of several ways, which rows decide
     return tuple(merged(several) for several in zip(*found, strict=True))
 

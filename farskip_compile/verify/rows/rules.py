@@ -23,16 +23,26 @@ from farskip_compile.verify.rows.arguments import first_of, is_data
 from farskip_compile.verify.rows.moved import as_rows, moved_again
 from farskip_compile.verify.rows.no_rule import alone, free, mixes, routed, unknown
 from farskip_compile.verify.rows.products import biased, einsum, grouped, linear, matmul, product, scaled
-from farskip_compile.verify.rows.state import CHOSEN, DECISION, FREE, Given, Rows, Rule, State, decision_of, worst
+from farskip_compile.verify.rows.state import (
+    CHOSEN,
+    DECISION,
+    FREE,
+    FactsOf,
+    RowDependence,
+    RowFacts,
+    RowRule,
+    decision_of,
+    worst,
+)
 
 
-def apply(node: fx.Node, given: Given) -> Rows:
+def apply(node: fx.Node, given: FactsOf) -> RowFacts:
     """What is known of the value of `node`."""
     name = ops.op_name(node)
     if not name or name in SIZES:
         return DECISION if name and _is_decided_size(node, given) else FREE
     args = list(map(given, node.all_input_nodes))
-    if worst(args).state is State.FREE:
+    if worst(args).state is RowDependence.FREE:
         chosen = any(one.picked for one in args) or (name in CHOICES and _chooses(node))
         return CHOSEN if chosen and not is_contraction(node) else FREE
     if is_declared(node):
@@ -40,21 +50,21 @@ def apply(node: fx.Node, given: Given) -> Rows:
     return _undeclared(node, given, args)
 
 
-def _undeclared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
+def _undeclared(node: fx.Node, given: FactsOf, args: Sequence[RowFacts]) -> RowFacts:
     """Return the facts about the value of `node` that the rule of its operator gives."""
     state = max(one.state for one in args)
     if ops.op_name(node) == "after_write":
         # the buffer, which `read_rows` gives as what was written to it: integers may be data
         return views.same(node, given)
-    if state is State.DECISION:
-        about_themselves = all(one.layout for one in args if one.state is State.DECISION)
+    if state is RowDependence.DECISION:
+        about_themselves = all(one.layout for one in args if one.state is RowDependence.DECISION)
         return _of_decisions(node, _as_rows(given) if about_themselves else given)
-    return _settled(node, _of_moved(node, given, args) if state is State.MOVED else _by_rule(node, given))
+    return _settled(node, _of_moved(node, given, args) if state is RowDependence.MOVED else _by_rule(node, given))
 
 
-def _of_moved(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
+def _of_moved(node: fx.Node, given: FactsOf, args: Sequence[RowFacts]) -> RowFacts:
     """Of picked rows it must be known along which dimensions they are; only some rules hold wherever that is."""
-    if all(one.layout for one in args if one.state is State.MOVED):
+    if all(one.layout for one in args if one.state is RowDependence.MOVED):
         return moved_again(node, _by_rule(node, as_rows(given)), args)
     return _by_rule(node, given) if never_mixes(node) else unknown(node, given)
 
@@ -64,31 +74,31 @@ def never_mixes(node: fx.Node) -> bool:
     return _rule_of(ops.op_name(node)) in WHEREVER
 
 
-def _is_decided_size(node: fx.Node, given: Given) -> bool:
+def _is_decided_size(node: fx.Node, given: FactsOf) -> bool:
     """Whether a size says how many rows were chosen."""
     value = ops.fake(node)
     sizes = value if isinstance(value, tuple | list) else (value,)
     known = any(isinstance(size, torch.SymInt) and is_data_dependent(size) for size in sizes)
-    return known and any(given(arg).state is not State.FREE for arg in node.all_input_nodes)
+    return known and any(given(arg).state is not RowDependence.FREE for arg in node.all_input_nodes)
 
 
-def _of_decisions(node: fx.Node, given: Given) -> Rows:
+def _of_decisions(node: fx.Node, given: FactsOf) -> RowFacts:
     """What is made of decisions alone is one."""
     if _is_one_number(node):
         return DECISION
     found = _by_rule(node, given)
-    if found.state in (State.FREE, State.UNKNOWN):
+    if found.state in (RowDependence.FREE, RowDependence.UNKNOWN):
         return _settled(node, found)
-    parts = tuple(one if one.state <= State.DECISION else decision_of(one) for one in found.parts)
-    member = found.state is State.DECISION and _is_member(node)
+    parts = tuple(one if one.state <= RowDependence.DECISION else decision_of(one) for one in found.parts)
+    member = found.state is RowDependence.DECISION and _is_member(node)
     return found if member else decision_of(found)._replace(parts=parts)
 
 
-def _settled(node: fx.Node, found: Rows) -> Rows:
+def _settled(node: fx.Node, found: RowFacts) -> RowFacts:
     """Integers and booleans are decisions, whatever they were made of."""
-    if found.state is State.DECISION:
+    if found.state is RowDependence.DECISION:
         return found if _is_member(node) else decision_of(found)
-    if found.state is State.FREE:
+    if found.state is RowDependence.FREE:
         return found
     value = ops.tensor(node)
     return found if value is None or is_data(value) else decision_of(found)
@@ -103,16 +113,16 @@ def _is_tuple(arg: object) -> bool:
     return isinstance(arg, fx.Node) and isinstance(ops.fake(arg), tuple | list)
 
 
-def _by_rule(node: fx.Node, given: Given) -> Rows:
+def _by_rule(node: fx.Node, given: FactsOf) -> RowFacts:
     """What the rule of an operator says, and the numbers among its arguments."""
     name = ops.op_name(node)
     rule = pointwise if "::" in name and comms.is_wait(node) else _rule_of(name)
     numbers = [arg for arg in node.all_input_nodes if _is_one_number(arg)]
     number = worst([FREE, *map(given, numbers)]) if numbers else FREE
-    found = unknown(node, given) if number.state > State.DECISION else rule(node, given)
-    if found.state is State.FREE and rule not in (free, attribute) and first_of(node, given)[0] is None:
+    found = unknown(node, given) if number.state > RowDependence.DECISION else rule(node, given)
+    if found.state is RowDependence.FREE and rule not in (free, attribute) and first_of(node, given)[0] is None:
         return unknown(node, given)  # an argument that the rule has not found
-    return _by_a_number(found) if number.state is State.DECISION else found
+    return _by_a_number(found) if number.state is RowDependence.DECISION else found
 
 
 def _is_one_number(arg: fx.Node) -> bool:
@@ -123,41 +133,49 @@ def _is_one_number(arg: fx.Node) -> bool:
     return value is not None or not effects.mutated_args(arg)
 
 
-def _by_a_number(found: Rows) -> Rows:
+def _by_a_number(found: RowFacts) -> RowFacts:
     """Of what a number that was decided has a part in: it is the same for all rows."""
     return found._replace(decided=True, parts=tuple(map(_by_a_number, found.parts)))
 
 
-def _as_rows(given: Given) -> Given:
+def _as_rows(given: FactsOf) -> FactsOf:
     """Decisions that rows make about themselves are passed on as rows are."""
 
-    def read(arg: object) -> Rows:
+    def read(arg: object) -> RowFacts:
         found = given(arg)
-        return found._replace(state=State.ROWS) if found.state is State.DECISION and found.layout else found
+        return (
+            found._replace(state=RowDependence.ROWS)
+            if found.state is RowDependence.DECISION and found.layout
+            else found
+        )
 
     return read
 
 
-def _as_declared(node: fx.Node, given: Given, args: Sequence[Rows]) -> Rows:
+def _as_declared(node: fx.Node, given: FactsOf, args: Sequence[RowFacts]) -> RowFacts:
     """One output, or several of which each was declared."""
     if (kind := declared(node)) is None:
         parts = tuple(DECLARED[kind](node, given) for kind in outputs_of(node))
         return worst(parts)._replace(parts=parts)
     found = _undeclared(node, given, args)
-    if kind == "dense" and sum(one.state is State.ROWS for one in args) == 1 and ops.op_name(node) in CONTRACTIONS:
+    if (
+        kind == "dense"
+        and sum(one.state is RowDependence.ROWS for one in args) == 1
+        and ops.op_name(node) in CONTRACTIONS
+    ):
         # weights are given features that a decision picked: those of the row itself, the user says
         found = found._replace(decided=any(one.decided for one in args))
     return found if _is_sure(node, kind, found, args) else DECLARED[kind](node, given)
 
 
-def _is_sure(node: fx.Node, kind: str, found: Rows, args: Sequence[Rows]) -> bool:
+def _is_sure(node: fx.Node, kind: str, found: RowFacts, args: Sequence[RowFacts]) -> bool:
     """Return whether the rule of an operator, which has `found` something, goes before what was declared."""
-    from_rows = all(one.state <= State.ROWS for one in args)
+    from_rows = all(one.state <= RowDependence.ROWS for one in args)
     if kind in ("attention", "mixer"):
-        return from_rows and (found.state in (State.FREE, State.ROWS) or bool(found.layout))
-    if found.state is State.MIXED and from_rows:
+        return from_rows and (found.state in (RowDependence.FREE, RowDependence.ROWS) or bool(found.layout))
+    if found.state is RowDependence.MIXED and from_rows:
         return kind == "dense" or (kind == "routed" and (ops.is_attention(node) or ops.is_scan(node)))
-    return found.state <= State.MOVED
+    return found.state <= RowDependence.MOVED
 
 
 def _chooses(node: fx.Node) -> bool:
@@ -181,11 +199,11 @@ def is_state(node: fx.Node) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _rule_of(name: str) -> Rule:
+def _rule_of(name: str) -> RowRule:
     return RULES.get(name) or RULES.get(name.rstrip("_")) or (pointwise if is_pointwise(name) else unknown)
 
 
-def attribute(node: fx.Node, given: Given) -> Rows:
+def attribute(node: fx.Node, given: FactsOf) -> RowFacts:
     """A shape, a type; or a part of a tensor: `real`, `mT`."""
     if ops.tensor(node) is None:
         return FREE
@@ -236,11 +254,11 @@ CHOICES = COMPARES | ops.INDEX_OPS
 SIZES = frozenset(["size", "stride", "numel", "dim", "sym_size", "sym_stride", "sym_numel", "is_floating_point"])
 
 
-def _table(*families: tuple[Rule, str]) -> dict[str, Rule]:
+def _table(*families: tuple[RowRule, str]) -> dict[str, RowRule]:
     return {name: rule for rule, names in families for name in names.split()}
 
 
-RULES: dict[str, Rule] = _table(
+RULES: dict[str, RowRule] = _table(
     (free, "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full"),
     (
         pointwise,
@@ -312,12 +330,12 @@ WHEREVER = frozenset(
 """Rules that hold of picked rows of which nobody knows along which dimensions they are."""
 
 
-def exchange(node: fx.Node, given: Given) -> Rows:
+def exchange(node: fx.Node, given: FactsOf) -> RowFacts:
     """Rows go to other ranks, alone or with what belongs to them."""
     return collectives.exchanged(node, given) if ops.tensor(node) is not None else routed(node, given)
 
 
-DECLARED: dict[str, Rule] = {
+DECLARED: dict[str, RowRule] = {
     "attention": mixes,
     "mixer": mixes,
     "routed": routed,

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 from torch import fx
 
-from farskip_compile.verify.rows.layout import Layout, Size, broadcast, is_picked
+from farskip_compile.verify.rows.layout import RowCount, RowLayout, broadcast, is_picked
 
 
-class State(IntEnum):
+class RowDependence(IntEnum):
     """How a value depends on rows, from the least to the most."""
 
     FREE = 0
@@ -35,11 +35,11 @@ class State(IntEnum):
     UNKNOWN = 5
 
 
-class Rows(NamedTuple):
+class RowFacts(NamedTuple):
     """What is known of one value."""
 
-    state: State
-    layout: Layout = ()
+    state: RowDependence
+    layout: RowLayout = ()
     """Of `ROWS`; of a `DECISION` that each row makes about itself, too; of `MOVED` if it is known."""
     picked: bool = False
     """It was taken from places that a decision, or of `FREE` an input of the call, names."""
@@ -49,45 +49,45 @@ class Rows(NamedTuple):
     """Of picked rows: some were added up, so that what is computed from it may be given to none but its own place."""
     at: fx.Node | None = None
     """The node that moved or mixed rows, or is unknown."""
-    parts: tuple[Rows, ...] = ()
+    parts: tuple[RowFacts, ...] = ()
     """Of a tuple, one for each member; the rest is then that of the worst."""
 
 
-FREE = Rows(State.FREE)
-CHOSEN = Rows(State.FREE, picked=True)
-DECISION = Rows(State.DECISION)
-Given = Callable[[object], Rows]
+FREE = RowFacts(RowDependence.FREE)
+CHOSEN = RowFacts(RowDependence.FREE, picked=True)
+DECISION = RowFacts(RowDependence.DECISION)
+FactsOf = Callable[[object], RowFacts]
 """What is known of an argument."""
-Rule = Callable[[fx.Node, Given], Rows]
+RowRule = Callable[[fx.Node, FactsOf], RowFacts]
 """What is known of a node, from what is known of its arguments."""
 
 
-def merged(parts: Sequence[Rows], node: fx.Node | None = None) -> Rows:
+def merged(parts: Sequence[RowFacts], node: fx.Node | None = None) -> RowFacts:
     """What is known of a value of which it is only known that it is one of these, or made of them without mixing."""
     found = worst(parts)
-    if found.state is not State.ROWS:
+    if found.state is not RowDependence.ROWS:
         return found
-    layouts_found = {part.layout for part in parts if part.state is State.ROWS}
+    layouts_found = {part.layout for part in parts if part.state is RowDependence.ROWS}
     if len(layouts_found) > 1:
-        return Rows(State.MOVED, decided=any(part.decided for part in parts), at=node)
+        return RowFacts(RowDependence.MOVED, decided=any(part.decided for part in parts), at=node)
     layout = layouts_found.pop()
-    decided = any(part.decided or (part.state is State.DECISION and part.layout != layout) for part in parts)
-    return Rows(State.ROWS, layout, any(part.picked for part in parts), decided)
+    decided = any(part.decided or (part.state is RowDependence.DECISION and part.layout != layout) for part in parts)
+    return RowFacts(RowDependence.ROWS, layout, any(part.picked for part in parts), decided)
 
 
-def decision_of(found: Rows) -> Rows:
+def decision_of(found: RowFacts) -> RowFacts:
     """What is decided by a value: about the same rows, if it is known which they are."""
-    alone = found.state is State.ROWS and not found.decided and not any(map(is_picked, found.layout))
-    return Rows(State.DECISION, found.layout if alone else ())
+    alone = found.state is RowDependence.ROWS and not found.decided and not any(map(is_picked, found.layout))
+    return RowFacts(RowDependence.DECISION, found.layout if alone else ())
 
 
-def about_others(parts: Sequence[Rows], layout: Layout, shape: Sequence[Size]) -> bool:
+def about_others(parts: Sequence[RowFacts], layout: RowLayout, shape: Sequence[RowCount]) -> bool:
     """Whether a decision among these may be another row's, where rows are as `layout` says in a value of `shape`."""
-    decisions = [part for part in parts if part.state is State.DECISION]
+    decisions = [part for part in parts if part.state is RowDependence.DECISION]
     return any(not one.layout or broadcast([layout, one.layout], shape) != layout for one in decisions)
 
 
-def worst(parts: Sequence[Rows]) -> Rows:
+def worst(parts: Sequence[RowFacts]) -> RowFacts:
     """The one of which least is known; decided if one of them is."""
     if len(parts) == 1:
         return parts[0]
@@ -95,13 +95,16 @@ def worst(parts: Sequence[Rows]) -> Rows:
     for part in parts:
         if part.state > found.state:
             found = part
-    if found.state is State.FREE:
+    if found.state is RowDependence.FREE:
         return parts[0] if parts else FREE
-    if found.state is State.MOVED and len(held := [part for part in parts if part.state >= State.ROWS]) > 1:
-        same = all(part.state is State.MOVED and part.layout == found.layout for part in held)
+    if (
+        found.state is RowDependence.MOVED
+        and len(held := [part for part in parts if part.state >= RowDependence.ROWS]) > 1
+    ):
+        same = all(part.state is RowDependence.MOVED and part.layout == found.layout for part in held)
         summed, decided = any(part.summed for part in held), any(part.decided for part in parts)
-        return Rows(State.MOVED, found.layout if same else (), decided=decided, summed=summed, at=found.at)
-    if found.state is State.DECISION and any(
+        return RowFacts(RowDependence.MOVED, found.layout if same else (), decided=decided, summed=summed, at=found.at)
+    if found.state is RowDependence.DECISION and any(
         part.layout != found.layout for part in parts if part.state is found.state
     ):
         return DECISION

@@ -13,37 +13,37 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import INPUT, all_dims_of, argument, dim_of, first_of, numbers
-from farskip_compile.verify.rows.layout import Axis, Layout
+from farskip_compile.verify.rows.layout import RowAxis, RowLayout
 from farskip_compile.verify.rows.moved import along
 from farskip_compile.verify.rows.no_rule import unknown
-from farskip_compile.verify.rows.state import Given, Rows, State, about_others, worst
+from farskip_compile.verify.rows.state import FactsOf, RowDependence, RowFacts, about_others, worst
 
 
-def view(node: fx.Node, given: Given) -> Rows:
+def view(node: fx.Node, given: FactsOf) -> RowFacts:
     """The same entries in the same order, in another shape; or the same bits as numbers of another type."""
     source, rows = first_of(node, given)
     value = ops.tensor(node)
     old = ops.tensor(source) if source is not None else None
-    if rows.state is not State.FREE and (value is None or old is None or value.dtype != old.dtype):
+    if rows.state is not RowDependence.FREE and (value is None or old is None or value.dtype != old.dtype):
         return unknown(node, given)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return rows
     layout = layouts.reshape(rows.layout, value.shape)
     if layout is None:
         layout = layouts.reshape(layouts.loosened(rows.layout), value.shape)
-        return Rows(State.MOVED, layout or (), decided=rows.decided, at=node)
-    return Rows(State.ROWS, layout, rows.picked, rows.decided)
+        return RowFacts(RowDependence.MOVED, layout or (), decided=rows.decided, at=node)
+    return RowFacts(RowDependence.ROWS, layout, rows.picked, rows.decided)
 
 
-def same(node: fx.Node, given: Given) -> Rows:
+def same(node: fx.Node, given: FactsOf) -> RowFacts:
     """The same entries at the same places."""
     return first_of(node, given)[1]
 
 
-def transpose(node: fx.Node, given: Given) -> Rows:
+def transpose(node: fx.Node, given: FactsOf) -> RowFacts:
     """Two dimensions change places."""
     _, rows = first_of(node, given)
-    if rows.state is not State.ROWS:
+    if rows.state is not RowDependence.ROWS:
         return rows
     count = len(rows.layout)
     two = numbers((*node.args[1:], *node.kwargs.values())) or [0, 1]
@@ -54,31 +54,31 @@ def transpose(node: fx.Node, given: Given) -> Rows:
     return _ordered(rows, order)
 
 
-def last_two(node: fx.Node, given: Given) -> Rows:
+def last_two(node: fx.Node, given: FactsOf) -> RowFacts:
     """The last two dimensions change places."""
     _, rows = first_of(node, given)
     order = list(range(len(rows.layout)))
-    return rows if rows.state is not State.ROWS else _ordered(rows, [*order[:-2], *order[:-3:-1]])
+    return rows if rows.state is not RowDependence.ROWS else _ordered(rows, [*order[:-2], *order[:-3:-1]])
 
 
-def backwards(node: fx.Node, given: Given) -> Rows:
+def backwards(node: fx.Node, given: FactsOf) -> RowFacts:
     """All dimensions in the opposite order."""
     _, rows = first_of(node, given)
-    return rows if rows.state is not State.ROWS else _ordered(rows, range(len(rows.layout))[::-1])
+    return rows if rows.state is not RowDependence.ROWS else _ordered(rows, range(len(rows.layout))[::-1])
 
 
-def permute(node: fx.Node, given: Given) -> Rows:
+def permute(node: fx.Node, given: FactsOf) -> RowFacts:
     """Dimensions in another order."""
     _, rows = first_of(node, given)
-    if rows.state is not State.ROWS:
+    if rows.state is not RowDependence.ROWS:
         return rows
     return _ordered(rows, all_dims_of(node, 1, len(rows.layout)))
 
 
-def moved_dims(node: fx.Node, given: Given) -> Rows:
+def moved_dims(node: fx.Node, given: FactsOf) -> RowFacts:
     """Some dimensions to other places, the rest in order."""
     _, rows = first_of(node, given)
-    if rows.state is not State.ROWS:
+    if rows.state is not RowDependence.ROWS:
         return rows
     count = len(rows.layout)
     given_args = [*node.args[1:], *(node.kwargs[key] for key in ("source", "destination") if key in node.kwargs)]
@@ -89,100 +89,106 @@ def moved_dims(node: fx.Node, given: Given) -> Rows:
     return _ordered(rows, order)
 
 
-def _ordered(rows: Rows, order: Sequence[int]) -> Rows:
-    return Rows(State.ROWS, layouts.permute(rows.layout, order), rows.picked, rows.decided)
+def _ordered(rows: RowFacts, order: Sequence[int]) -> RowFacts:
+    return RowFacts(RowDependence.ROWS, layouts.permute(rows.layout, order), rows.picked, rows.decided)
 
 
-def expand(node: fx.Node, given: Given) -> Rows:
+def expand(node: fx.Node, given: FactsOf) -> RowFacts:
     """Broadcast to a shape."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return rows
     layout = layouts.broadcast([rows.layout], value.shape)
     return unknown(node, given) if layout is None else rows._replace(layout=layout)
 
 
-def resized(node: fx.Node, given: Given) -> Rows:
+def resized(node: fx.Node, given: FactsOf) -> RowFacts:
     """The same rows, of one rank or of all: a distributed tensor and its local part."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return rows
     if value.dim() != len(rows.layout) or any(len(dim) > 1 for dim in rows.layout if layouts.tokens(dim)):
-        return Rows(State.MOVED, along(layouts.loosened(rows.layout), (), value.shape), decided=rows.decided, at=node)
+        return RowFacts(
+            RowDependence.MOVED, along(layouts.loosened(rows.layout), (), value.shape), decided=rows.decided, at=node
+        )
     tokens = [dim[0].token if dim else None for dim in rows.layout]
-    layout = tuple((Axis(token, size),) for token, size in zip(tokens, value.shape, strict=True))
+    layout = tuple((RowAxis(token, size),) for token, size in zip(tokens, value.shape, strict=True))
     return rows._replace(layout=layout)
 
 
-def repeated(node: fx.Node, given: Given) -> Rows:
+def repeated(node: fx.Node, given: FactsOf) -> RowFacts:
     """Copies one behind the other along each dimension."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return rows
     rest = node.args[1:]
     counts = list(rest[0]) if len(rest) == 1 and isinstance(rest[0], tuple | list) else list(rest)
     new = value.dim() - len(rows.layout)
-    layout: list[tuple[Axis, ...]] = []
+    layout: list[tuple[RowAxis, ...]] = []
     for place, (size, count) in enumerate(zip(value.shape, counts[-value.dim() :], strict=False)):
         dim = rows.layout[place - new] if place >= new else ()
         if not layouts.tokens(dim):
             layout.append(layouts.features([size])[0])
         elif isinstance(count, int):
-            layout.append(dim if count == 1 else (Axis(None, count), *dim))
+            layout.append(dim if count == 1 else (RowAxis(None, count), *dim))
         else:
-            return Rows(State.MOVED, _repeated(rows, value.shape), decided=rows.decided, at=node)
+            return RowFacts(RowDependence.MOVED, _repeated(rows, value.shape), decided=rows.decided, at=node)
     if len(layout) != value.dim():
-        return Rows(State.UNKNOWN, at=node)
-    return Rows(State.ROWS, tuple(layout), rows.picked, rows.decided)
+        return RowFacts(RowDependence.UNKNOWN, at=node)
+    return RowFacts(RowDependence.ROWS, tuple(layout), rows.picked, rows.decided)
 
 
-def _repeated(rows: Rows, shape: Sequence[layouts.Size]) -> Layout:
+def _repeated(rows: RowFacts, shape: Sequence[layouts.RowCount]) -> RowLayout:
     """Where rows are that were repeated nobody knows how often."""
     return along((*((),) * (len(shape) - len(rows.layout)), *layouts.loosened(rows.layout)), (), shape)
 
 
-def as_pairs(node: fx.Node, given: Given) -> Rows:
+def as_pairs(node: fx.Node, given: FactsOf) -> RowFacts:
     """Pairs along a last dimension of size 2, and complex numbers."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return rows
     if value.is_complex():
         layout = rows.layout[:-1]
-        return Rows(State.MIXED, at=node) if layouts.tokens(rows.layout[-1]) else rows._replace(layout=layout)
+        return (
+            RowFacts(RowDependence.MIXED, at=node) if layouts.tokens(rows.layout[-1]) else rows._replace(layout=layout)
+        )
     return rows._replace(layout=(*rows.layout, layouts.features([2])[0]))
 
 
-def padded(node: fx.Node, given: Given) -> Rows:
+def padded(node: fx.Node, given: FactsOf) -> RowFacts:
     """Entries added at the ends of the last dimensions."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
     widths = argument(node, 1, ("pad",))
-    if rows.state is not State.ROWS or value is None:
+    if rows.state is not RowDependence.ROWS or value is None:
         return rows
     count = len(widths) // 2 if isinstance(widths, tuple | list) else len(rows.layout)
     first = len(rows.layout) - count
     if layouts.along(rows.layout, range(first, len(rows.layout))):
-        return Rows(State.MOVED, along(layouts.loosened(rows.layout), (), value.shape), decided=rows.decided, at=node)
+        return RowFacts(
+            RowDependence.MOVED, along(layouts.loosened(rows.layout), (), value.shape), decided=rows.decided, at=node
+        )
     sizes = layouts.features(value.shape)
-    return Rows(State.ROWS, (*rows.layout[:first], *sizes[first:]), rows.picked, rows.decided)
+    return RowFacts(RowDependence.ROWS, (*rows.layout[:first], *sizes[first:]), rows.picked, rows.decided)
 
 
-def pieces(node: fx.Node, given: Given) -> Rows:
+def pieces(node: fx.Node, given: FactsOf) -> RowFacts:
     """Parts along one dimension, as a tuple."""
     _, rows = first_of(node, given)
     value = ops.fake(node)
-    if rows.state is not State.ROWS or not isinstance(value, tuple | list):
+    if rows.state is not RowDependence.ROWS or not isinstance(value, tuple | list):
         return rows if not isinstance(value, tuple | list) else _parts(rows, [rows] * len(value))
     name = ops.op_name(node)
     dim = dim_of(node, 1 if name == "unbind" else 2, 0, len(rows.layout))
     if dim is None or layouts.tokens(rows.layout[dim]):
         kept = [d for place, d in enumerate(layouts.loosened(rows.layout)) if name != "unbind" or place != dim]
         layout = [along(tuple(kept), (), one.shape) for one in value]
-        return _parts(rows, [Rows(State.MOVED, one, decided=rows.decided, at=node) for one in layout])
+        return _parts(rows, [RowFacts(RowDependence.MOVED, one, decided=rows.decided, at=node) for one in layout])
     members = []
     for one in value:
         left = tuple(
@@ -191,16 +197,16 @@ def pieces(node: fx.Node, given: Given) -> Rows:
                 (d for place, d in enumerate(rows.layout) if name != "unbind" or place != dim), one.shape, strict=True
             )
         )
-        members.append(Rows(State.ROWS, left, rows.picked, rows.decided))
+        members.append(RowFacts(RowDependence.ROWS, left, rows.picked, rows.decided))
     return _parts(rows, members)
 
 
-def _parts(rows: Rows, members: Sequence[Rows]) -> Rows:
+def _parts(rows: RowFacts, members: Sequence[RowFacts]) -> RowFacts:
     found = worst(members) if members else rows
     return found._replace(parts=tuple(members))
 
 
-def joined(node: fx.Node, given: Given) -> Rows:
+def joined(node: fx.Node, given: FactsOf) -> RowFacts:
     """Several values one behind the other (`cat`) or side by side (`stack`)."""
     parts = argument(node, 0, INPUT)
     if not isinstance(parts, tuple | list):
@@ -208,23 +214,23 @@ def joined(node: fx.Node, given: Given) -> Rows:
     value = ops.tensor(node)
     rows = [given(part) for part in parts]
     found = worst(rows)
-    if found.state is not State.ROWS or value is None:
+    if found.state is not RowDependence.ROWS or value is None:
         return found
     dim = dim_of(node, 1, 0, value.dim())
     if dim is None:
         return unknown(node, given)
     stack = ops.op_name(node) == "stack"
-    aligned: list[Rows] = []
+    aligned: list[RowFacts] = []
     for one in rows:
-        own: Layout = (*one.layout[:dim], (), *one.layout[dim:]) if stack else one.layout
+        own: RowLayout = (*one.layout[:dim], (), *one.layout[dim:]) if stack else one.layout
         fits = len(own) == value.dim() and not layouts.tokens(own[dim])
-        if one.state is State.ROWS and not fits:
-            both = [along(layouts.loosened(r.layout), (), value.shape) for r in rows if r.state is State.ROWS]
+        if one.state is RowDependence.ROWS and not fits:
+            both = [along(layouts.loosened(r.layout), (), value.shape) for r in rows if r.state is RowDependence.ROWS]
             layout = None if stack else layouts.broadcast(both, value.shape)
-            return Rows(State.MOVED, layout or (), decided=any(r.decided for r in rows), at=node)
+            return RowFacts(RowDependence.MOVED, layout or (), decided=any(r.decided for r in rows), at=node)
         aligned.append(one._replace(layout=(*own[:dim], (), *own[dim + 1 :]) if fits else ()))
-    layout = layouts.broadcast([one.layout for one in aligned if one.state is State.ROWS], value.shape)
+    layout = layouts.broadcast([one.layout for one in aligned if one.state is RowDependence.ROWS], value.shape)
     if layout is None:
-        return Rows(State.MIXED, at=node)
+        return RowFacts(RowDependence.MIXED, at=node)
     decided = any(r.decided for r in rows) or about_others(aligned, layout, value.shape)
-    return Rows(State.ROWS, layout, any(r.picked for r in rows), decided)
+    return RowFacts(RowDependence.ROWS, layout, any(r.picked for r in rows), decided)

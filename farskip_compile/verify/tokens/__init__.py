@@ -26,7 +26,7 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.verify.claims import claims_of
 from farskip_compile.verify.tokens.alike import key_of
-from farskip_compile.verify.tokens.ranks import Nodes, Ranks, Skew, is_exchange, is_given, same
+from farskip_compile.verify.tokens.ranks import Nodes, SimulatedRanks, Skew, is_exchange, is_given, same
 
 ROUNDS = 2
 MORE = 3
@@ -49,7 +49,7 @@ def verify_tokens(graph: fx.Graph, before: GraphSnapshot) -> None:
     _check_kinds(old, new)
     given = set(old).intersection(new)
     graphs = Nodes(was.nodes), Nodes(now.nodes)
-    runs: dict[int, list[tuple[Ranks, Ranks]]] = {}
+    runs: dict[int, list[tuple[SimulatedRanks, SimulatedRanks]]] = {}
     proved = set()
     draws = _draws(was.nodes)
     for name, node in claims.items():
@@ -67,10 +67,10 @@ def verify_tokens(graph: fx.Graph, before: GraphSnapshot) -> None:
 
 def _of(
     graphs: tuple[Nodes, Nodes], given: Collection[str], count: int, seed: int, skew: Skew | None
-) -> tuple[Ranks, Ranks]:
+) -> tuple[SimulatedRanks, SimulatedRanks]:
     """Both graphs on ranks, with the same given values."""
-    first = Ranks(graphs[0], given, count, seed, _error, skew=skew)
-    return first, Ranks(graphs[1], given, count, seed, _error, first, skew)
+    first = SimulatedRanks(graphs[0], given, count, seed, _error, skew=skew)
+    return first, SimulatedRanks(graphs[1], given, count, seed, _error, first, skew)
 
 
 def _draws(nodes: Iterable[fx.Node]) -> list[tuple[int, Skew | None]]:

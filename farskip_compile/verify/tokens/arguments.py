@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from farskip_compile.verify.tokens.labels import Labels, at_depth, of_numbers
+from farskip_compile.verify.tokens.labels import TokenLabels, at_depth, of_numbers
 
 Args = Sequence[Any]
 Kwargs = dict[str, Any]
@@ -39,12 +39,12 @@ def flat(value: Any) -> Iterator[Any]:
 
 def values(args: Args, kwargs: Kwargs) -> list[Any]:
     """What has rows."""
-    return [value for value in flat((args, kwargs)) if isinstance(value, Labels | torch.Tensor)]
+    return [value for value in flat((args, kwargs)) if isinstance(value, TokenLabels | torch.Tensor)]
 
 
 def constants(args: Args, kwargs: Kwargs) -> list[str]:
     """What has none."""
-    return [repr(value) for value in flat((args, kwargs)) if not isinstance(value, Labels | torch.Tensor)]
+    return [repr(value) for value in flat((args, kwargs)) if not isinstance(value, TokenLabels | torch.Tensor)]
 
 
 def argument(args: Args, kwargs: Kwargs, place: int, name: str, default: Any = None) -> Any:
@@ -52,7 +52,7 @@ def argument(args: Args, kwargs: Kwargs, place: int, name: str, default: Any = N
     return args[place] if len(args) > place else kwargs.get(name, default)
 
 
-def labelled(value: Any, depth: int | None = None) -> Labels:
+def labelled(value: Any, depth: int | None = None) -> TokenLabels:
     """A value as labels; by default as deep as is known, of numbers all but the last dimension."""
     if isinstance(value, torch.Tensor):
         return of_numbers(value, max(value.dim() - 1, min(value.dim(), 1)) if depth is None else depth)

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from farskip_compile.verify.tokens.arguments import UnknownError
-from farskip_compile.verify.tokens.labels import Labels, at_depth, label_of, mixed
+from farskip_compile.verify.tokens.labels import TokenLabels, at_depth, label_of, mixed
 
 GATHER = "_c10d_functional::all_gather_into_tensor"
 SCATTER = "_c10d_functional::reduce_scatter_tensor"
 REDUCE = "_c10d_functional::all_reduce"
-Given = Sequence[Sequence[Any]]
+ArgumentsByRank = Sequence[Sequence[Any]]
 """By rank the arguments."""
 
 
-def exchanged(given: Given) -> list[Any]:
+def exchanged(given: ArgumentsByRank) -> list[Any]:
     """All-to-all: rows of one rank become rows of another."""
     count = len(given)
     if any(len(one[1]) != count or len(one[2]) != count for one in given):
@@ -37,14 +37,14 @@ def exchanged(given: Given) -> list[Any]:
     return found
 
 
-def gathered(given: Given) -> list[Any]:
+def gathered(given: ArgumentsByRank) -> list[Any]:
     """All-gather: on each rank the rows of the first one, then those of the second, and so on."""
     _check_size(given, 1)
     whole = torch.cat([_rows(one[0]) for one in given])
     return [_like(one[0], whole) for one in given]
 
 
-def scattered(given: Given) -> list[Any]:
+def scattered(given: ArgumentsByRank) -> list[Any]:
     """Reduce-scatter: of the sums of the same rows of all ranks each rank gets its share, in order."""
     _check_size(given, 2)
     total = _total(given)
@@ -53,14 +53,14 @@ def scattered(given: Given) -> list[Any]:
     return [_like(one[0], share) for one, share in zip(given, total.chunk(len(given)), strict=True)]
 
 
-def reduced(given: Given) -> list[Any]:
+def reduced(given: ArgumentsByRank) -> list[Any]:
     """All-reduce: the sums of the same rows of all ranks, on each. It does not say how many ranks there are, nor need
     they be those of other collectives: rows that stand in their places on any two ranks do so on all."""
     total = _total(given)
     return [_like(one[0], total) for one in given]
 
 
-def _total(given: Given) -> torch.Tensor:
+def _total(given: ArgumentsByRank) -> torch.Tensor:
     """Labels of what is added up, row by row, and how."""
     terms = [one[0] for one in given]
     if any(isinstance(term, torch.Tensor) for term in terms):
@@ -72,12 +72,12 @@ def _total(given: Given) -> torch.Tensor:
     return total
 
 
-def _check_size(given: Given, place: int) -> None:
+def _check_size(given: ArgumentsByRank, place: int) -> None:
     if any(one[place] != len(given) for one in given):
         raise UnknownError(f"it is not among {len(given)} ranks")
 
 
-RULES: dict[str, Callable[[Given], list[Any]]] = {GATHER: gathered, SCATTER: scattered, REDUCE: reduced}
+RULES: dict[str, Callable[[ArgumentsByRank], list[Any]]] = {GATHER: gathered, SCATTER: scattered, REDUCE: reduced}
 
 
 def _rows(value: Any) -> torch.Tensor:
@@ -85,4 +85,4 @@ def _rows(value: Any) -> torch.Tensor:
 
 
 def _like(tensor: Any, rows: torch.Tensor) -> Any:
-    return Labels(rows, (len(rows), *tensor.shape[1:])) if isinstance(tensor, Labels) else rows
+    return TokenLabels(rows, (len(rows), *tensor.shape[1:])) if isinstance(tensor, TokenLabels) else rows

@@ -21,7 +21,7 @@ from farskip_compile.verify.tokens.arguments import (
     labelled,
     one_form,
 )
-from farskip_compile.verify.tokens.labels import Labels, aligned, at_depth, label_of, mixed, viewed
+from farskip_compile.verify.tokens.labels import TokenLabels, aligned, at_depth, label_of, mixed, viewed
 
 # Views
 
@@ -36,7 +36,7 @@ def _same(args: Args, kwargs: Kwargs, form: Form) -> Any:
 
 def _expanded(args: Args, kwargs: Kwargs, form: Form) -> Any:
     value, shape = args[0], one_form(form)[0]
-    return Labels(aligned(value, shape, len(shape) - len(value.shape) + value.depth), shape)
+    return TokenLabels(aligned(value, shape, len(shape) - len(value.shape) + value.depth), shape)
 
 
 def _turned(args: Args, kwargs: Kwargs, form: Form) -> Any:
@@ -56,7 +56,7 @@ def _permuted(args: Args, kwargs: Kwargs, form: Form) -> Any:
     return _in_order(value, [dim % len(shape) for dim in given], shape)
 
 
-def _in_order(value: Labels, order: Sequence[int], shape: tuple[int, ...]) -> Labels:
+def _in_order(value: TokenLabels, order: Sequence[int], shape: tuple[int, ...]) -> TokenLabels:
     """Leading dimensions that stay leading are permuted as rows; the rest becomes part of each label."""
     depth = value.depth
     while sorted(order[:depth]) != list(range(depth)):
@@ -64,7 +64,9 @@ def _in_order(value: Labels, order: Sequence[int], shape: tuple[int, ...]) -> La
     labels = at_depth(value, depth)
     turned = labels.rows.permute(list(order[:depth])) if depth else labels.rows
     moved = list(order[depth:]) != list(range(depth, len(shape)))
-    return Labels(mixed(turned, label_of("turned", order[depth:], labels.shape[depth:])) if moved else turned, shape)
+    return TokenLabels(
+        mixed(turned, label_of("turned", order[depth:], labels.shape[depth:])) if moved else turned, shape
+    )
 
 
 def _size(args: Args, kwargs: Kwargs, form: Form) -> Any:
@@ -86,11 +88,11 @@ def _item(args: Args, kwargs: Kwargs, form: Form) -> Any:
             raise UnknownError("an index that is not the first one is a tensor")
         if not rest_is_whole or parts[0].dtype.is_floating_point:
             raise UnknownError("an index of several kinds")
-        return Labels(at_depth(value, max(value.depth, 1)).rows[parts[0]], one_form(form)[0])
+        return TokenLabels(at_depth(value, max(value.depth, 1)).rows[parts[0]], one_form(form)[0])
     return _sliced(value, parts, one_form(form)[0])
 
 
-def _sliced(value: Labels, parts: list[Any], shape: tuple[int, ...]) -> Labels:
+def _sliced(value: TokenLabels, parts: list[Any], shape: tuple[int, ...]) -> TokenLabels:
     """Slices, numbers, new dimensions: of rows they are done, of features they become part of the label."""
     if Ellipsis in parts:
         place = parts.index(Ellipsis)
@@ -111,7 +113,7 @@ def _sliced(value: Labels, parts: list[Any], shape: tuple[int, ...]) -> Labels:
     rows = rows[tuple(own)] if own else rows
     if any(part != slice(None) for part in left):
         rows = mixed(rows, label_of("part", left))
-    return Labels(rows, shape)
+    return TokenLabels(rows, shape)
 
 
 def _selected(args: Args, kwargs: Kwargs, form: Form) -> Any:
@@ -132,7 +134,7 @@ def _divided(dim_at: int) -> Callable[[Args, Kwargs, Form], Any]:
     """Consecutive parts, whose sizes are those of the results."""
 
     def rule(args: Args, kwargs: Kwargs, form: Form) -> Any:
-        value: Labels = args[0]
+        value: TokenLabels = args[0]
         dim = argument(args, kwargs, dim_at, "dim", 0) % len(value.shape)
         if not isinstance(form, list):
             raise UnknownError("its results are not known")
@@ -164,15 +166,15 @@ def _stacked(args: Args, kwargs: Kwargs, form: Form) -> Any:
     return _along(dim, parts, shape)
 
 
-def _along(dim: int, parts: Sequence[Labels], shape: tuple[int, ...]) -> Labels:
+def _along(dim: int, parts: Sequence[TokenLabels], shape: tuple[int, ...]) -> TokenLabels:
     depth = max(one.depth for one in parts)
     if dim < max(depth, 1):
         depth = max(depth, dim + 1)
-        return Labels(torch.cat([at_depth(one, depth).rows for one in parts], dim), shape)
+        return TokenLabels(torch.cat([at_depth(one, depth).rows for one in parts], dim), shape)
     rows = torch.tensor(label_of("joined", dim - depth))
     for one in parts:
         rows = mixed(mixed(rows, label_of(one.shape[depth:])), at_depth(one, depth).rows)
-    return Labels(rows, shape)
+    return TokenLabels(rows, shape)
 
 
 def _repeated(args: Args, kwargs: Kwargs, form: Form) -> Any:
@@ -183,7 +185,7 @@ def _repeated(args: Args, kwargs: Kwargs, form: Form) -> Any:
     if dim != 0 and not (dim is None and len(value.shape) == 1):
         raise UnknownError("entries are repeated along another dimension than the first")
     rows = at_depth(value, max(value.depth, 1)).rows
-    return Labels(torch.repeat_interleave(rows, count, 0), shape)
+    return TokenLabels(torch.repeat_interleave(rows, count, 0), shape)
 
 
 def _padded(args: Args, kwargs: Kwargs, form: Form) -> Any:
@@ -208,7 +210,7 @@ def _made(kind: str, args: Args, kwargs: Kwargs, form: Form) -> Any:
     if not dtype.is_floating_point:
         return getattr(torch, kind)(shape, dtype=dtype)
     depth = max(len(shape) - 1, min(len(shape), 1))  # all rows are the same
-    return Labels(torch.full(shape[:depth], label_of(kind)), shape)
+    return TokenLabels(torch.full(shape[:depth], label_of(kind)), shape)
 
 
 RULES: dict[str, Callable[[Args, Kwargs, Form], Any]] = {

@@ -22,7 +22,7 @@ from farskip_compile.verify.tokens.arguments import (
     labelled,
     one_form,
 )
-from farskip_compile.verify.tokens.labels import Labels, at_depth, coarser, label_of, mixed
+from farskip_compile.verify.tokens.labels import TokenLabels, at_depth, coarser, label_of, mixed
 
 # Picks and writes along the first dimension
 
@@ -32,17 +32,17 @@ def _picked(args: Args, kwargs: Kwargs, form: Form) -> Any:
     if argument(args, kwargs, 1, "dim") % len(args[0].shape) != 0:
         raise UnknownError("rows are picked along another dimension than the first")
     index = argument(args, kwargs, 2, "index")
-    return Labels(at_depth(args[0], max(args[0].depth, 1)).rows[index], one_form(form)[0])
+    return TokenLabels(at_depth(args[0], max(args[0].depth, 1)).rows[index], one_form(form)[0])
 
 
 def _looked_up(args: Args, kwargs: Kwargs, form: Form) -> Any:
     """`embedding`."""
     table = args[1]
-    if isinstance(args[0], Labels) or isinstance(table, torch.Tensor):
+    if isinstance(args[0], TokenLabels) or isinstance(table, torch.Tensor):
         raise UnknownError("rows of a table are looked up by indices that are not known")
     if argument(args, kwargs, 5, "scale_grad_by_freq", False):
         raise UnknownError("gradients are scaled by how often a row is looked up")
-    return Labels(mixed(at_depth(table, 0).rows, args[0].long()), one_form(form)[0])
+    return TokenLabels(mixed(at_depth(table, 0).rows, args[0].long()), one_form(form)[0])
 
 
 def _put(args: Args, kwargs: Kwargs, form: Form) -> Any:
@@ -53,7 +53,7 @@ def _put(args: Args, kwargs: Kwargs, form: Form) -> Any:
     return _written(args[0], dim, index, labelled(source))
 
 
-def _written(value: Any, dim: int, index: torch.Tensor, source: Labels) -> Labels:
+def _written(value: Any, dim: int, index: torch.Tensor, source: TokenLabels) -> TokenLabels:
     """Which row stays, where several are written to one place, nobody knows: the label there is made of all that is
     written. Rows that have no place, which are dropped so, may be told by it only from the same rows."""
     target = labelled(value)
@@ -65,9 +65,9 @@ def _written(value: Any, dim: int, index: torch.Tensor, source: Labels) -> Label
     rows[index] = new
     several = index.bincount(minlength=len(rows)) > 1
     if several.any():
-        unknown = coarser(Labels(torch.where(_over(several[index], new), new, 0), source.shape), 0).rows
+        unknown = coarser(TokenLabels(torch.where(_over(several[index], new), new, 0), source.shape), 0).rows
         rows[several] = mixed(unknown, label_of("one of several", index.tolist()))
-    return Labels(rows, target.shape)
+    return TokenLabels(rows, target.shape)
 
 
 def _over(mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ def _added(args: Args, kwargs: Kwargs, form: Form) -> Any:
     for number in range(int(turn.max()) + 1 if len(turn) else 0):
         now = turn == number
         rows[index[now]] = mixed(mixed(rows[index[now]], how), added[now])
-    return Labels(rows, target.shape)
+    return TokenLabels(rows, target.shape)
 
 
 # Choices
@@ -127,7 +127,7 @@ def _best(dim_at: int, args: Args, kwargs: Kwargs, form: Form) -> Any:
     number = torch.arange(value.shape[-1])
     drawn = torch.where(labels.rows.unsqueeze(-1) & 1 == 0, mixed(labels.rows.unsqueeze(-1), number), number)
     places = drawn.argsort(-1)[..., : shape[-1]].to(numbers).contiguous()
-    return Labels(mixed(labels.rows, label_of("best", constants(args, kwargs))), shape), places
+    return TokenLabels(mixed(labels.rows, label_of("best", constants(args, kwargs))), shape), places
 
 
 # Experts
@@ -137,7 +137,7 @@ def _of_experts(args: Args, kwargs: Kwargs, form: Form) -> Any:
     """`_grouped_mm`: each row with the matrix of its expert; rows after the last expert's are undefined."""
     value, weights = args[0], args[1]
     ends = argument(args, kwargs, 2, "offs")
-    if isinstance(ends, Labels) or ends is None or len(value.shape) != 2 or len(weights.shape) != 3:
+    if isinstance(ends, TokenLabels) or ends is None or len(value.shape) != 2 or len(weights.shape) != 3:
         raise UnknownError("a grouped product of another kind")
     expert = torch.searchsorted(ends.long(), torch.arange(value.shape[0]), right=True)
     if any(one is not None for one in args[3:]) or any(
@@ -147,7 +147,7 @@ def _of_experts(args: Args, kwargs: Kwargs, form: Form) -> Any:
     rows = mixed(at_depth(value, 1).rows, label_of("grouped", value.shape[1:], weights.shape[1:]))
     rows = mixed(rows, at_depth(weights, 1).rows[expert.clamp(max=weights.shape[0] - 1)])
     nothing = mixed(rows, label_of("nothing"))
-    return Labels(torch.where(expert < weights.shape[0], rows, nothing), one_form(form)[0])
+    return TokenLabels(torch.where(expert < weights.shape[0], rows, nothing), one_form(form)[0])
 
 
 RULES: dict[str, Callable[[Args, Kwargs, Form], Any]] = {

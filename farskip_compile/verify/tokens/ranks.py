@@ -22,7 +22,7 @@ from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.verify.tokens import exchanges
 from farskip_compile.verify.tokens.arguments import Form, UnknownError, flat
 from farskip_compile.verify.tokens.exchanges import exchanged
-from farskip_compile.verify.tokens.labels import Labels, at_depth, fresh, label_of
+from farskip_compile.verify.tokens.labels import TokenLabels, at_depth, fresh, label_of
 from farskip_compile.verify.tokens.picks import write
 from farskip_compile.verify.tokens.rules import apply
 
@@ -60,7 +60,7 @@ class Nodes:
                 self.writers.setdefault(base, []).append(writer)
 
 
-class Ranks:
+class SimulatedRanks:
     """One graph on `count` ranks.
 
     Args:
@@ -80,7 +80,7 @@ class Ranks:
         count: int,
         seed: int,
         error: Error,
-        shared: Ranks | None = None,
+        shared: SimulatedRanks | None = None,
         skew: Skew | None = None,
     ) -> None:
         self.graph = graph
@@ -170,7 +170,7 @@ class Ranks:
             return self._placed(node, args[0], rank)
         if node.op == "call_function" and not _is_torchs(node.target):
             raise UnknownError("it is not a function of PyTorch")
-        if any(isinstance(one, Labels) for one in flat((args, kwargs))):
+        if any(isinstance(one, TokenLabels) for one in flat((args, kwargs))):
             found = apply(name, args, kwargs, self._form(ops.fake(node), rank, node))
             return found if self.skew is None or name not in CHOICES else _alike(found, args[0].shape, self.skew)
         if name.startswith("higher_order::") or comms.is_collective(node):
@@ -197,7 +197,7 @@ class Ranks:
         earlier = [user for user in base.users if user is not node and self.graph.place[user] < self.graph.place[node]]
         if ops.op_name(node) != "setitem" or ops.op_name(base) not in FRESH or earlier:
             raise UnknownError("it writes to what may have been read")
-        if isinstance(args[0], Labels):
+        if isinstance(args[0], TokenLabels):
             write(args)
         else:
             args[0][args[1]] = args[2]
@@ -263,7 +263,7 @@ def _alike(found: Any, shape: tuple[int, ...], skew: Skew) -> Any:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values are the same, row by row."""
-    if isinstance(one, Labels) and isinstance(other, Labels):
+    if isinstance(one, TokenLabels) and isinstance(other, TokenLabels):
         depth = max(one.depth, other.depth)
         return one.shape == other.shape and torch.equal(at_depth(one, depth).rows, at_depth(other, depth).rows)
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):

@@ -20,7 +20,7 @@ from torch import fx
 
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.copies import copy_for_pieces
-from farskip_compile.passes.pieces.tokens.region import Region, regions_of
+from farskip_compile.passes.pieces.tokens.region import CopiedRegion, regions_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TokensCut:
     """Of each that is not the reason, at its dispatch."""
 
 
-def cut_by_token(graph: fx.Graph, pieces_of: Callable[[Region], int]) -> TokensCut:
+def cut_by_token(graph: fx.Graph, pieces_of: Callable[[CopiedRegion], int]) -> TokensCut:
     """Cut the exchanges of `graph` whose sizes data decides and that are no pieces yet, in place.
 
     Raises:

@@ -24,9 +24,9 @@ from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.copies import copy_for_pieces
-from farskip_compile.passes.pieces.tokens.facts import Facts, Window, deciding, sizes_of
+from farskip_compile.passes.pieces.tokens.facts import TokenFacts, Window, deciding, sizes_of
 from farskip_compile.passes.pieces.tokens.order import keeps_batch
-from farskip_compile.passes.pieces.tokens.region import Region, regions_of
+from farskip_compile.passes.pieces.tokens.region import CopiedRegion, regions_of
 from farskip_compile.passes.pieces.tokens.sliced import sliced_regions
 
 
@@ -41,7 +41,7 @@ def cut_batch(graph: fx.Graph, parts: int) -> int:
     return region.pairs
 
 
-def _whole(graph: fx.Graph) -> Region:
+def _whole(graph: fx.Graph) -> CopiedRegion:
     exchanges = _exchanges(graph)
     sums = [node for node in ops.calls(graph, comms.is_all_reduce) if ops.is_floating(node)]
     regions, refused = regions_of(graph)
@@ -54,7 +54,7 @@ def _whole(graph: fx.Graph) -> Region:
     inputs = _inputs(first)
     if not inputs:
         raise NotSeparableError(first, "nothing that it depends on has more than one sequence")
-    facts = Facts(graph, inputs)
+    facts = TokenFacts(graph, inputs)
     pairs = sum(region.pairs for region in regions)
     if not launches:
         regions = sliced_regions(facts)
@@ -75,7 +75,7 @@ def _whole(graph: fx.Graph) -> Region:
         raise _not_apart(first, facts, own)
     pairs += sum(map(comms.is_all_reduce, launches))
     window = Window(facts, 0, len(facts.nodes))
-    return Region(launches, inside, around, window, pairs, "batch", next(iter(gathered), 0))
+    return CopiedRegion(launches, inside, around, window, pairs, "batch", next(iter(gathered), 0))
 
 
 def _exchanges(graph: fx.Graph) -> list[fx.Node]:
@@ -103,14 +103,14 @@ def _inputs(launch: fx.Node) -> set[fx.Node]:
     return {node for node, value in values.items() if value is not None and value.dim() and value.shape[0] == batch}
 
 
-def _not_apart(node: fx.Node, facts: Facts, own: Collection[fx.Node]) -> NotSeparableError:
+def _not_apart(node: fx.Node, facts: TokenFacts, own: Collection[fx.Node]) -> NotSeparableError:
     """Of a node that is not copied: the first one that is not, of all that it depends on."""
     before = walk_back([node], lambda one: one not in facts.data or one in own)
     first = min(before, key=facts.place.__getitem__)
     return NotSeparableError(first, f"it is not known to keep sequences apart, and {node.name!r} needs it")
 
 
-def _may_copy(node: fx.Node, facts: Facts, own: Collection[fx.Node]) -> bool:
+def _may_copy(node: fx.Node, facts: TokenFacts, own: Collection[fx.Node]) -> bool:
     data = [arg for arg in node.all_input_nodes if arg in facts.data]
     writes = bool(effects.mutated_args(node)) or node in facts.writers
     does_more = not effects.is_pure(node) and not comms.is_all_reduce(node) and not comms.is_wait(node)

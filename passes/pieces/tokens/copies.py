@@ -30,7 +30,7 @@ from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.notes import note
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.order import MADE, row_dim, rows_of
-from farskip_compile.passes.pieces.tokens.region import Region
+from farskip_compile.passes.pieces.tokens.region import CopiedRegion
 from farskip_compile.passes.pieces.tokens.sizes import RowCounts
 
 CHECKS = frozenset(["_assert_scalar", "_assert_async", "_check", "_check_is_size"])
@@ -39,7 +39,7 @@ PLAIN = frozenset(["zeros", "ones", "empty", "full", "arange"])
 """They are given no tensor."""
 
 
-def copy_for_pieces(graph: fx.Graph, region: Region, pieces: int) -> None:
+def copy_for_pieces(graph: fx.Graph, region: CopiedRegion, pieces: int) -> None:
     """Cut `region` in place.
 
     Raises:
@@ -52,7 +52,7 @@ def copy_for_pieces(graph: fx.Graph, region: Region, pieces: int) -> None:
 
 
 class _Copies:
-    def __init__(self, graph: fx.Graph, region: Region, pieces: int) -> None:
+    def __init__(self, graph: fx.Graph, region: CopiedRegion, pieces: int) -> None:
         self.graph = graph
         self.region = region
         self.nodes = region.nodes()

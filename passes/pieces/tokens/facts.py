@@ -16,7 +16,7 @@ from farskip_compile._compat import is_module_state
 from farskip_compile.passes.graph import effects
 from farskip_compile.passes.graph.walk import spread, walk_back
 
-Members = Sequence[tuple[fx.Node, list[fx.Node]]]
+ExchangeMembers = Sequence[tuple[fx.Node, list[fx.Node]]]
 
 
 def sizes_of(launch: fx.Node) -> list[fx.Node]:
@@ -35,7 +35,7 @@ def deciding(launch: fx.Node) -> set[fx.Node]:
     }
 
 
-class Facts:
+class TokenFacts:
     """Of the nodes of `graph`, as they are now; `begins` are the inputs that have rows."""
 
     def __init__(self, graph: fx.Graph, begins: Collection[fx.Node]) -> None:
@@ -53,7 +53,7 @@ class Facts:
         self.place[new] = self.place[old]
         self.data.add(new)
 
-    def windows(self, pairs: Sequence[Members]) -> Iterator[tuple[Members, Window]]:
+    def windows(self, pairs: Sequence[ExchangeMembers]) -> Iterator[tuple[ExchangeMembers, Window]]:
         """Each of `pairs`, which are in the order of the graph, with its window."""
         starts = [0, *(max(self.place[wait] for _, waits in members for wait in waits) + 1 for members in pairs)]
         ends = [*(min(self.place[launch] for launch, _ in members) for members in pairs[1:]), len(self.nodes)]
@@ -64,7 +64,7 @@ class Facts:
 class Window:
     """The nodes from number `start` to `end`."""
 
-    def __init__(self, facts: Facts, start: int, end: int) -> None:
+    def __init__(self, facts: TokenFacts, start: int, end: int) -> None:
         self.facts = facts
         self.start = start
         self.end = end

@@ -34,9 +34,9 @@ from farskip_compile.passes.graph.effects import is_random
 from farskip_compile.passes.graph.walk import walk_back
 from farskip_compile.passes.pieces.axis import intervals
 from farskip_compile.passes.pieces.tokens.copies import copy_for_pieces
-from farskip_compile.passes.pieces.tokens.facts import Facts, Window
+from farskip_compile.passes.pieces.tokens.facts import TokenFacts, Window
 from farskip_compile.passes.pieces.tokens.order import MADE, keeps_rows, row_dim
-from farskip_compile.passes.pieces.tokens.region import Region
+from farskip_compile.passes.pieces.tokens.region import CopiedRegion
 
 Ends = tuple[Fraction, ...]
 """Where pieces end, as parts of all rows."""
@@ -101,7 +101,7 @@ def _taken(graph: fx.Graph) -> dict[Ends, list[fx.Node]]:
 def _copy(graph: fx.Graph, joins: Sequence[fx.Node], taken: Sequence[fx.Node]) -> int:
     """How many of `taken` come of `joins`, through what can be copied for each piece, and is."""
     begins = {node for node in walk_back(taken) if node.op == "placeholder" and not is_module_state(node)}
-    facts = Facts(graph, begins)
+    facts = TokenFacts(graph, begins)
     window = Window(facts, 0, len(facts.nodes))
     after = window.after(joins)
     ends = [node for node in taken if node in after]
@@ -109,7 +109,7 @@ def _copy(graph: fx.Graph, joins: Sequence[fx.Node], taken: Sequence[fx.Node]) -
     if not all(ops.op_name(node) in MADE or keeps_rows(node) for node in between) or any(map(is_random, between)):
         return 0
     if between:
-        region, pieces = Region((), (), between, window), len(_lengths(joins[0]))
+        region, pieces = CopiedRegion((), (), between, window), len(_lengths(joins[0]))
         units = region.units()
         if units < pieces or _ends([high - low for low, high in intervals(units, pieces)]) != _ends(_lengths(joins[0])):
             return 0

@@ -3,8 +3,8 @@
 where every token has what its experts made of it.
 
 In:    a Dynamo graph.
-Out:   a `Region` for each pair of exchanges whose sizes data decides, or by all-gather (`gathers`); of one that has
-       none, the reason.
+Out:   a `CopiedRegion` for each pair of exchanges whose sizes data decides, or by all-gather (`gathers`); of one that
+       has none, the reason.
 Never: says that a region may be cut: that is proved of the pieces (`verify.tokens`). Counts for statistics and
        auxiliary losses are not part of it, as far as nothing else needs them.
 
@@ -31,7 +31,7 @@ from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.gathered import gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.pieces.tokens.facts import Facts, Window, deciding, sizes_of
+from farskip_compile.passes.pieces.tokens.facts import TokenFacts, Window, deciding, sizes_of
 from farskip_compile.passes.pieces.tokens.gathers import inside_of
 from farskip_compile.passes.pieces.tokens.order import MADE, chooses, has_no_rows, keeps_rows, mixes, rows_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
@@ -41,7 +41,7 @@ UNITS = 8
 
 
 @dataclass(frozen=True)
-class Region:
+class CopiedRegion:
     """Nodes that are copied for each piece."""
 
     launches: Sequence[fx.Node]
@@ -75,11 +75,11 @@ class Region:
         return math.gcd(*(rows_of(value) or 1 for value in (*self.cut(), *around)))
 
 
-Members = Sequence[tuple[fx.Node, list[fx.Node]]]
+ExchangesOfOneSize = Sequence[tuple[fx.Node, list[fx.Node]]]
 """Exchanges with the same sizes, and their waits."""
 
 
-def regions_of(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
+def regions_of(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
     """The regions of `graph`, and of exchanges without one the reason."""
     regions, refused = _by_all_to_all(graph)
     if not regions and not refused:
@@ -87,13 +87,13 @@ def regions_of(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
     return list(_joined(regions)), refused
 
 
-def _by_all_to_all(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
+def _by_all_to_all(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
     together: dict[frozenset[object], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
     for launch, waits in launches_with_waits(graph).items():
         if comms.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
             together[frozenset(map(tuple, launch.args[1:3]))].append((launch, waits))  # type: ignore[arg-type]
-    facts = Facts(graph, deciding(next(iter(together.values()))[0][0])) if together else None
-    regions: list[Region] = []
+    facts = TokenFacts(graph, deciding(next(iter(together.values()))[0][0])) if together else None
+    regions: list[CopiedRegion] = []
     refused = []
     for members, window in facts.windows(list(together.values())) if facts is not None else ():
         try:
@@ -103,13 +103,13 @@ def _by_all_to_all(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableErro
     return regions, refused
 
 
-def _by_gather(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
+def _by_gather(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
     found = gathered_exchanges(graph)
     waits = launches_with_waits(graph) if found else {}
-    facts = Facts(graph, deciding(found[0].launch)) if found else None
+    facts = TokenFacts(graph, deciding(found[0].launch)) if found else None
     exchanges = {one.launch: one for one in found}
     pairs = [[(one.launch, waits[one.launch]), (one.scatter, waits[one.scatter])] for one in found]
-    regions: list[Region] = []
+    regions: list[CopiedRegion] = []
     refused = []
     for members, window in facts.windows(pairs) if facts is not None else ():
         exchange = exchanges[members[0][0]]
@@ -119,11 +119,11 @@ def _by_gather(graph: fx.Graph) -> tuple[list[Region], list[NotSeparableError]]:
             refused.append(NotSeparableError(reason.node, reason.reason, exchange.launch))
             continue
         inside = with_writers(window, inside, window.after(launches))
-        regions.append(Region(launches, inside, (), window, gathered=rows))
+        regions.append(CopiedRegion(launches, inside, (), window, gathered=rows))
     return regions, refused
 
 
-def _region(window: Window, members: Members) -> Region:
+def _region(window: Window, members: ExchangesOfOneSize) -> CopiedRegion:
     launches = [launch for launch, _ in members]
     back = [wait for launch, waits in members if launch.args[1:3] != launches[0].args[1:3] for wait in waits]
     if not back:
@@ -137,7 +137,7 @@ def _region(window: Window, members: Members) -> Region:
     if not meet:
         raise NotSeparableError(launches[0], "its rows were not put in order by a choice of experts")
     inside = inside_between(window, window.after(meet), launches, back)
-    return followed(Region(launches, inside, (), window), chosen)
+    return followed(CopiedRegion(launches, inside, (), window), chosen)
 
 
 def inside_between(
@@ -183,7 +183,7 @@ def with_writers(window: Window, inside: set[fx.Node], known: Collection[fx.Node
     return found
 
 
-def followed(region: Region, chosen: Collection[fx.Node]) -> Region:
+def followed(region: CopiedRegion, chosen: Collection[fx.Node]) -> CopiedRegion:
     """Step 3; and tensors that are made for the region."""
     window, inside = region.window, region.inside
     around: set[fx.Node] = set()
@@ -203,9 +203,9 @@ def followed(region: Region, chosen: Collection[fx.Node]) -> Region:
 # 4
 
 
-def _joined(regions: Sequence[Region]) -> Iterator[Region]:
+def _joined(regions: Sequence[CopiedRegion]) -> Iterator[CopiedRegion]:
     """Each is compared with the one before it alone, and put together with all it belongs to once: linear."""
-    groups: list[tuple[list[Region], set[fx.Node]]] = []
+    groups: list[tuple[list[CopiedRegion], set[fx.Node]]] = []
     for region in regions:
         between = _between(groups[-1][0][-1], region) if groups else None
         if between is None:
@@ -219,10 +219,10 @@ def _joined(regions: Sequence[Region]) -> Iterator[Region]:
         around = between.union(*(one.around for one in members)) - inside
         first, last = members[0].window, members[-1].window
         window = Window(first.facts, first.start, last.end)
-        yield Region(launches, inside, around, window, len(members), gathered=members[0].gathered)
+        yield CopiedRegion(launches, inside, around, window, len(members), gathered=members[0].gathered)
 
 
-def _between(one: Region, other: Region) -> set[fx.Node] | None:
+def _between(one: CopiedRegion, other: CopiedRegion) -> set[fx.Node] | None:
     """What is between them, if rows stay apart there, and it can be cut into as many parts."""
     window = Window(one.window.facts, one.window.start, other.window.end)
     own = {*one.inside, *one.around}
@@ -232,5 +232,5 @@ def _between(one: Region, other: Region) -> set[fx.Node] | None:
         return None
     if any(node in window.facts.writers for node in between) or one.gathered != other.gathered:
         return None
-    both = Region([], {*one.inside, *other.inside}, {*one.around, *other.around, *between}, window)
+    both = CopiedRegion([], {*one.inside, *other.inside}, {*one.around, *other.around, *between}, window)
     return between if both.units() >= min(one.units(), other.units(), UNITS) else None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where rows leave the order of the tokens and come back, with nothing exchanged: each rank has a slice of all experts.
 
-In:    a graph, as `Facts`, without exchanges of tokens.
-Out:   a `Region` for each choice of experts by which rows change places, up to where they are back.
+In:    a graph, as `TokenFacts`, without exchanges of tokens.
+Out:   a `CopiedRegion` for each choice of experts by which rows change places, up to where they are back.
 Never: says that a region may be cut: that is proved of the pieces (`farskip_compile.verify.tokens`). Counts for
        statistics and auxiliary losses, of which nothing is multiplied, are not part of one.
 
@@ -22,12 +22,12 @@ from torch import fx
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens.drops import refuse_drops
-from farskip_compile.passes.pieces.tokens.facts import Facts, Window
+from farskip_compile.passes.pieces.tokens.facts import TokenFacts, Window
 from farskip_compile.passes.pieces.tokens.order import chooses, mixes
-from farskip_compile.passes.pieces.tokens.region import Region, followed, inside_between
+from farskip_compile.passes.pieces.tokens.region import CopiedRegion, followed, inside_between
 
 
-def sliced_regions(facts: Facts) -> list[Region]:
+def sliced_regions(facts: TokenFacts) -> list[CopiedRegion]:
     """In order.
 
     Raises:
@@ -39,7 +39,7 @@ def sliced_regions(facts: Facts) -> list[Region]:
     return [region for region in found if region is not None]
 
 
-def _region(choice: fx.Node, window: Window) -> Region | None:
+def _region(choice: fx.Node, window: Window) -> CopiedRegion | None:
     chosen = window.after([choice])
     products = _first_products(window, window.after([node for node in chosen if mixes(node)]))
     if not products:
@@ -47,7 +47,7 @@ def _region(choice: fx.Node, window: Window) -> Region | None:
     inside = inside_between(window, chosen, products, products)
     rows = _rows(choice)
     refuse_drops(window.ordered(inside), rows)
-    return followed(Region(products, inside, (), window, gathered=rows), chosen)
+    return followed(CopiedRegion(products, inside, (), window, gathered=rows), chosen)
 
 
 def _first_products(window: Window, early: Collection[fx.Node]) -> list[fx.Node]:

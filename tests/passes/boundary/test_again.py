@@ -10,13 +10,13 @@ import torch
 from torch import fx
 
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.passes.boundary.again import Known, known_terms, read_again
+from farskip_compile.passes.boundary.again import TermBeforeCut, known_terms, read_again
 from tests.graphs import Layer, MoE, reading_of
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def read() -> tuple[fx.Graph, list[Known]]:
+def read() -> tuple[fx.Graph, list[TermBeforeCut]]:
     reading = reading_of(Layer(MoE()).double().eval(), X)
     return reading.stream.root.graph, known_terms(reading, [term.name for term in reading.table.terms])
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 from farskip_compile.config import FarSkipConfig
 from farskip_compile.errors import PartialModelError, VerificationError
 from farskip_compile.passes.boundary.markers import arrive, depart
-from farskip_compile.passes.boundary.tail import Departure, Tail, tail_of
+from farskip_compile.passes.boundary.tail import Departure, StreamTail, tail_of
 from farskip_compile.pipeline import run
 from farskip_compile.report.compile import CompileReport
 from farskip_compile.verify.boundary import _with_tail, record, verify_cut
@@ -117,7 +117,7 @@ class Scaled(Layer):
 
 
 def test_tails_are_known_by_what_they_do() -> None:
-    def tail(factor: float) -> Tail:
+    def tail(factor: float) -> StreamTail:
         departure = cut(layer_of(lambda: Scaled(factor)))[0].departure
         assert departure is not None
         return tail_of(departure.tail)

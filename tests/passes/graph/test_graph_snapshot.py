@@ -13,7 +13,7 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.request import ask
-from farskip_compile.testing.strategies import Network, capture, networks
+from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
 
 
 def state(graph):
@@ -37,7 +37,7 @@ def state(graph):
 
 @settings(max_examples=20)
 @given(network=networks())
-def test_no_edit_reaches_a_backup(network: Network):
+def test_no_edit_reaches_a_backup(network: GeneratedNetwork):
     module = capture(network).module
     next(iter(module.graph.nodes))._dynamo_source = object()  # as Dynamo leaves it
     before = state(module.graph)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.normalize import Normalized, normalize
-from farskip_compile.testing.strategies import Network, capture, networks
+from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
 from tests.graphs import Layer, MoE, Stack, dynamo, ids
 
 
@@ -22,7 +22,7 @@ def test_a_clean_graph_is_left_alone():
 
 @settings(max_examples=15)
 @given(network=networks())
-def test_the_second_time_there_is_nothing_to_do(network: Network):
+def test_the_second_time_there_is_nothing_to_do(network: GeneratedNetwork):
     module = capture(network).module
     normalize(module)
     module.recompile()

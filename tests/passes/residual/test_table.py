@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from farskip_compile.errors import Where
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
-from farskip_compile.passes.residual.table import BadCell, Kind, SubBlock, Table, Term
+from farskip_compile.passes.residual.table import BadCell, SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.testing.strategies import Network, capture, networks
+from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
 
 
-def table_of(network: Network) -> Table:
+def table_of(network: GeneratedNetwork) -> Table:
     module = capture(network).module
     normalize(module)
     reading = read_table(module.graph)
@@ -28,7 +28,7 @@ def table_of(network: Network) -> Table:
 
 @settings(max_examples=25)
 @given(network=networks(), data=st.data())
-def test_json_round_trip_with_any_cells_left_out(network: Network, data: st.DataObject) -> None:
+def test_json_round_trip_with_any_cells_left_out(network: GeneratedNetwork, data: st.DataObject) -> None:
     table = table_of(network)
     gone = {
         row.name: TermSet.of(data.draw(st.sets(st.sampled_from([*row.reads]), max_size=len(row.reads) - 1)))
@@ -45,11 +45,15 @@ def test_json_round_trip_with_any_cells_left_out(network: Network, data: st.Data
 
 
 def small() -> Table:
-    terms = (Term(0, "e", Kind.EMBEDDING, 0), Term(1, "a0", Kind.ATTENTION, 0), Term(2, "r0", Kind.ROUTED, 0))
+    terms = (
+        Term(0, "e", TermKind.EMBEDDING, 0),
+        Term(1, "a0", TermKind.ATTENTION, 0),
+        Term(2, "r0", TermKind.ROUTED, 0),
+    )
     everything = TermSet(((0, 2),))
     rows = (
-        SubBlock("attention.0", Kind.ATTENTION, 0, (1,), TermSet(((0, 1),))),
-        SubBlock("moe.0", Kind.ROUTED, 0, (2,), everything),
+        SubBlock("attention.0", TermKind.ATTENTION, 0, (1,), TermSet(((0, 1),))),
+        SubBlock("moe.0", TermKind.ROUTED, 0, (2,), everything),
     )
     return Table(terms, rows)
 

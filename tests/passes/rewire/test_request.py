@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConnectivityError, DenseModelError, LayerRangeError
-from farskip_compile.passes.rewire.request import Request, ask, is_shortcut
+from farskip_compile.passes.rewire.request import RewireRequest, ask, is_shortcut
 from farskip_compile.report.wiring import classify_wiring
 from tests.graphs import WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, table_of
 
@@ -47,7 +47,7 @@ def test_attention_and_mlp_are_its_two_halves(mixed):
 
 
 def test_none(mixed):
-    assert ask(mixed, "none") == Request({})
+    assert ask(mixed, "none") == RewireRequest({})
 
 
 def test_the_first_attention_of_a_range_leaves_out_the_layer_before_it(mixed):
@@ -71,7 +71,7 @@ def test_dense_model():
     for wish in ("full", "attention", "mlp", "lag2"):
         with pytest.raises(DenseModelError, match="no routed experts"):
             ask(dense, wish)
-    assert ask(dense, "none") == Request({})
+    assert ask(dense, "none") == RewireRequest({})
     names = {row: dense.names(terms) for row, terms in ask(dense, "ladder").left_out.items()}
     assert names == {"mlp.0": ["a0"], "attention.1": ["m0"], "mlp.1": ["a1"]}
     assert ask(dense, {"mlp.0": ["a0"]}).left_out.keys() == {"mlp.0"}
@@ -98,7 +98,7 @@ class Shortcut(nn.Module):
 def test_shortcut_experts_are_hidden_by_design():
     shortcut = table_of(Stack(Shortcut))
     for connectivity in ("full", "attention", "mlp"):
-        assert ask(shortcut, connectivity) == Request({}, ("moe.1", "moe.3"))
+        assert ask(shortcut, connectivity) == RewireRequest({}, ("moe.1", "moe.3"))
     assert classify_wiring(shortcut) == "shortcut MoE"
     assert left_out(shortcut, {"attention.2": ["r1"]}) == {"attention.2": "r1"}  # who asks for more gets it
 

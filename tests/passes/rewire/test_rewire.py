@@ -13,7 +13,7 @@ from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.rewire.request import Request, ask
+from farskip_compile.passes.rewire.request import RewireRequest, ask
 from farskip_compile.verify.rewiring import snapshot, verify
 from tests.graphs import WIDTH, Experts, Layer, MoE, Stack, dynamo, ids, reads
 
@@ -260,5 +260,5 @@ def test_an_empty_request_touches_nothing():
     module, _ = dynamo(Stack(lambda: Layer(MoE())), ids())
     reading = read_table(module.graph)
     nodes = [(node, node.args) for node in module.graph.nodes]
-    assert rewire(module, reading, Request({})) == 0
+    assert rewire(module, reading, RewireRequest({})) == 0
     assert [(node, node.args) for node in module.graph.nodes] == nodes

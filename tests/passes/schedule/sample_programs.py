@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole
 
 
 def far_skip_layers(layers: int, *, rewired: bool) -> Program:
@@ -22,11 +22,11 @@ def far_skip_layers(layers: int, *, rewired: bool) -> Program:
         projections = add(f"projections{layer}", partial if rewired else full, 1.0)
         attention = add(f"attention{layer}", [projections], 1.0)
         router = add(f"router{layer}", full if rewired else [*full, attention], 0.1)
-        dispatch = add(f"dispatch{layer}", [router], 1.0, role=Role.LAUNCH, channel="ep")
-        dispatched = add(f"dispatched{layer}", [], role=Role.WAIT, launch=dispatch)
+        dispatch = add(f"dispatch{layer}", [router], 1.0, role=TaskRole.LAUNCH, channel="ep")
+        dispatched = add(f"dispatched{layer}", [], role=TaskRole.WAIT, launch=dispatch)
         experts = add(f"experts{layer}", [dispatched], 2.0)
-        combine = add(f"combine{layer}", [experts], 1.0, role=Role.LAUNCH, channel="ep")
-        combined = add(f"combined{layer}", [], role=Role.WAIT, launch=combine)
+        combine = add(f"combine{layer}", [experts], 1.0, role=TaskRole.LAUNCH, channel="ep")
+        combined = add(f"combined{layer}", [], role=TaskRole.WAIT, launch=combine)
         partial = [*full, attention]
         full = [*partial, combined]
     add("head", full, 0.5)
@@ -90,10 +90,10 @@ def with_views(program: Program) -> Program:
     made: list[int] = []
     for task in program.tasks:
         needs, launch = tuple(made[need] for need in task.needs), -1
-        if task.role is Role.COMPUTE:
+        if task.role is TaskRole.COMPUTE:
             tasks.append(Task(f"view for {task.name}", needs))
             needs = (len(tasks) - 1,)
-        elif task.role is Role.WAIT:
+        elif task.role is TaskRole.WAIT:
             launch = made[task.launch]
         tasks.append(replace(task, needs=needs, launch=launch))
         made.append(len(tasks) - 1)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from farskip_compile.passes.schedule.coarsen import LONGEST, coarsen
 from farskip_compile.passes.schedule.memory import live_bytes
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole, check_order
 from farskip_compile.passes.schedule.timeline import run_timeline
 from farskip_compile.testing.strategies import consistent, programs
 from tests.economy import examples
@@ -20,7 +20,7 @@ def light(program: Program) -> Program:
     """The same with compute so short that it may be grouped."""
     tasks = [
         task
-        if task.role is Role.LAUNCH
+        if task.role is TaskRole.LAUNCH
         else Task(task.name, task.needs, task.seconds / 1e4, task.role, launch=task.launch)
         for task in program.tasks
     ]
@@ -43,10 +43,10 @@ def test_an_order_of_groups_is_one_of_tasks(program: Program) -> None:
         whole = coarse.expand(order)
         check_order(one, whole)
         assert costs(coarse.program, order) == pytest.approx(costs(one, whole))
-        launches = [task.seconds for task in one.tasks if task.role is Role.LAUNCH]
+        launches = [task.seconds for task in one.tasks if task.role is TaskRole.LAUNCH]
         for members, task in zip(coarse.members, coarse.program.tasks, strict=True):
             if len(members) > 1:
-                assert task.role is Role.COMPUTE
+                assert task.role is TaskRole.COMPUTE
                 joined = sum(one.tasks[index].seconds for index in members[:-1])
                 assert joined <= LONGEST * sum(launches) / max(len(launches), 1) + 1e-12
 
@@ -63,8 +63,8 @@ def test_what_joins_and_what_stays_alone() -> None:
         Task("shift", (5,), 0.01),  # with the one before it, too long
         Task("sum", (4, 6), 0.1),
         Task("to send", (7,)),
-        Task("send", (8,), 1.0, Role.LAUNCH, channel="ep"),
-        Task("wait", (9,), role=Role.WAIT, launch=9),
+        Task("send", (8,), 1.0, TaskRole.LAUNCH, channel="ep"),
+        Task("wait", (9,), role=TaskRole.WAIT, launch=9),
     )
     groups = coarsen(Program(tasks)).members
     assert groups == ((0,), (1,), (2, 3), (4,), (5,), (6, 7), (8,), (9,), (10,))
@@ -76,8 +76,8 @@ def test_memory_is_not_held_for_a_group() -> None:
         Task("fold", (0,)),
         Task("other", seconds=0.5),
         Task("use", (1, 2)),
-        Task("send", (3,), 1.0, Role.LAUNCH, channel="ep"),
-        Task("wait", (4,), role=Role.WAIT, launch=4),
+        Task("send", (3,), 1.0, TaskRole.LAUNCH, channel="ep"),
+        Task("wait", (4,), role=TaskRole.WAIT, launch=4),
     )
     buffers = (Buffer(1000, 0, (1,)), Buffer(1, 1, (3,)), Buffer(500, 2, (3,)))
     coarse = coarsen(Program(tasks, buffers))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from farskip_compile.passes.schedule import fill
 from farskip_compile.passes.schedule.fill import fill_gaps
 from farskip_compile.passes.schedule.memory import live_bytes
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole, check_order
 from farskip_compile.passes.schedule.timeline import run_timeline, simulate
 from farskip_compile.testing.strategies import consistent, programs
 
@@ -45,8 +45,8 @@ def test_valid_and_never_slower_nor_beyond_what_is_allowed(program: Program, par
 
 def exchange(*before: Task, after: tuple[Task, ...]) -> tuple[Task, ...]:
     """Tasks, a launch of one second, its wait, and tasks."""
-    launch = Task("send", (), 1.0, Role.LAUNCH, channel="ep")
-    return (*before, launch, Task("wait", (), role=Role.WAIT, launch=len(before)), *after)
+    launch = Task("send", (), 1.0, TaskRole.LAUNCH, channel="ep")
+    return (*before, launch, Task("wait", (), role=TaskRole.WAIT, launch=len(before)), *after)
 
 
 def names(program: Program, order: tuple[int, ...]) -> list[str]:
@@ -63,8 +63,8 @@ def test_what_is_long_is_taken_in_front_of_the_wait_with_what_it_needs() -> None
 
 def test_the_launch_is_taken_in_front_of_what_is_long_with_what_it_needs() -> None:
     attention, router = Task("attention", (), 1.0), Task("router")
-    launch = Task("send", (1,), 1.0, Role.LAUNCH, channel="ep")
-    wait = Task("wait", (0,), role=Role.WAIT, launch=2)  # pinned behind what hides it
+    launch = Task("send", (1,), 1.0, TaskRole.LAUNCH, channel="ep")
+    wait = Task("wait", (0,), role=TaskRole.WAIT, launch=2)  # pinned behind what hides it
     program = Program((attention, router, launch, wait))
     assert names(program, filled(program)) == ["router", "send", "attention", "wait"]
 
@@ -77,11 +77,11 @@ def test_an_order_that_is_not_better_is_not_taken() -> None:
 def test_a_wait_that_nothing_hides_is_left_and_the_others_are_not() -> None:
     """Nothing may run beside the first exchange, which is longer."""
     tasks = (
-        Task("send first", (), 2.0, Role.LAUNCH, channel="tp"),
-        Task("wait first", (), role=Role.WAIT, launch=0),
+        Task("send first", (), 2.0, TaskRole.LAUNCH, channel="tp"),
+        Task("wait first", (), role=TaskRole.WAIT, launch=0),
         Task("router", (1,)),
-        Task("send", (2,), 1.0, Role.LAUNCH, channel="ep"),
-        Task("wait", (), role=Role.WAIT, launch=3),
+        Task("send", (2,), 1.0, TaskRole.LAUNCH, channel="ep"),
+        Task("wait", (), role=TaskRole.WAIT, launch=3),
         Task("attention", (2,), 1.0),
     )
     program = Program(tasks)
@@ -103,8 +103,8 @@ def test_large_programs_get_few_trials(work: int, hidden: int) -> None:
     for _ in range(8):
         here = len(tasks)
         tasks += [
-            Task("send", (here - 1,) if tasks else (), 1.0, Role.LAUNCH, channel="ep"),
-            Task("wait", (), role=Role.WAIT, launch=here),
+            Task("send", (here - 1,) if tasks else (), 1.0, TaskRole.LAUNCH, channel="ep"),
+            Task("wait", (), role=TaskRole.WAIT, launch=here),
             Task("work", (here - 1,) if tasks else (), 1.0),
         ]
         tasks.append(Task("end", (here + 1, here + 2)))

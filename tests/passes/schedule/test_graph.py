@@ -19,7 +19,7 @@ from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.schedule.collectives import launches_with_waits, normalize_collectives
 from farskip_compile.passes.schedule.from_graph import read_program
 from farskip_compile.passes.schedule.graph import pins, schedule_graph
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.verify.before import remember
 from tests.economy import examples
 
@@ -160,7 +160,7 @@ def test_the_same_values_bit_for_bit(module: fx.GraphModule) -> None:
     expected = run(module, in_place=False)
     before = [node.name for node in module.graph.nodes]
     launches = [n.name for n in module.graph.nodes if comms.is_collective(n)]
-    schedule_graph(module.graph, Constant(), Limits(memory_increase=1e6), may_be_written)
+    schedule_graph(module.graph, Constant(), MemoryLimits(memory_increase=1e6), may_be_written)
     assert sorted(node.name for node in module.graph.nodes) == sorted(before)
     for group in "01":
         order = [n.name for n in module.graph.nodes if comms.is_collective(n) and comms.process_group(n) == group]
@@ -188,7 +188,7 @@ def simple() -> tuple[fx.GraphModule, dict[str, fx.Node]]:
 
 def test_independent_compute_goes_between_launch_and_wait_and_is_pinned() -> None:
     module, nodes = simple()
-    schedule = schedule_graph(module.graph, Constant(), Limits(1e6), may_be_written)
+    schedule = schedule_graph(module.graph, Constant(), MemoryLimits(1e6), may_be_written)
     order = list(module.graph.nodes)
     assert order.index(nodes["launch"]) < order.index(nodes["free"]) < order.index(nodes["wait"])
     assert (schedule.before.exposed, schedule.after.exposed) == (3.0, 2.0)
@@ -213,7 +213,7 @@ def test_a_wait_is_pinned_to_an_attention_by_the_first_of_its_results() -> None:
         FakeTensorProp(module, mode).propagate(torch.zeros(4, 4), torch.zeros(4, 4))
     before = remember(module.graph, may_be_written)
     assert before.products == {first.name, nodes["needs"].name}
-    schedule = schedule_graph(module.graph, Constant(), Limits(1e6), may_be_written)
+    schedule = schedule_graph(module.graph, Constant(), MemoryLimits(1e6), may_be_written)
     order = list(module.graph.nodes)
     assert order.index(nodes["launch"]) < order.index(attention) < order.index(nodes["wait"])
     assert order[order.index(attention) :][1:3] == [first, second]

@@ -27,8 +27,8 @@ from farskip_compile.passes.schedule.in_flight import (
     landed,
     leave_in_flight,
 )
-from farskip_compile.passes.schedule.program import Role
-from farskip_compile.passes.schedule.search import Limits
+from farskip_compile.passes.schedule.program import TaskRole
+from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.verify.in_flight import returned, verify_in_flight
 from tests.costs.traced import fake_ranks
 from tests.passes.schedule.test_graph import Constant
@@ -172,11 +172,11 @@ def test_what_came_in_is_a_flight_of_the_program() -> None:
     leave_in_flight(graph, training=True)
     found = read_program(graph, Constant())
     tasks = {task.name: task for task in found.program.tasks}
-    assert found.program.tasks[0].role is Role.LAUNCH
+    assert found.program.tasks[0].role is TaskRole.LAUNCH
     assert found.program.tasks[0].channel == "0"
-    assert tasks["wait_tensor_default"].role is Role.WAIT
+    assert tasks["wait_tensor_default"].role is TaskRole.WAIT
     assert tasks["wait_tensor_default"].launch == 0
-    assert tasks["all_reduce_default"].role is Role.LAUNCH
+    assert tasks["all_reduce_default"].role is TaskRole.LAUNCH
     assert all(0 in task.needs for task in found.program.tasks[1:] if not set(task.needs) - {0})
 
 
@@ -184,7 +184,7 @@ def test_its_wait_comes_after_what_hides_it_and_is_pinned() -> None:
     graph = layer()
     leave_in_flight(graph, training=True)
     placeholders = [node.name for node in graph.find_nodes(op="placeholder")]
-    schedule_graph(graph, Constant(), Limits(memory_increase=10.0))
+    schedule_graph(graph, Constant(), MemoryLimits(memory_increase=10.0))
     order = names(graph)
     assert order[: len(placeholders)] == placeholders
     assert order.index("mm_default") < order.index("wait_tensor_default")
@@ -205,4 +205,4 @@ def test_in_a_backward_graph_nothing_arrives() -> None:
     graph = layer(backward=True)
     assert arrivals(graph) == {}
     first, *_ = read_program(graph, Constant()).program.tasks
-    assert first.role is not Role.LAUNCH
+    assert first.role is not TaskRole.LAUNCH

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from farskip_compile.passes.schedule.program import Buffer, Program, Role, Task, check_order
-from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole, check_order
+from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.testing.strategies.programs import consistent, programs
 
 
@@ -24,10 +24,10 @@ def layers(count: int) -> Program:
         tasks += [
             Task(f"attention{layer}", needs[0], 1.0),
             Task(f"experts{layer}", needs[1], 3.0),
-            Task(f"send_a{layer}", (first,), 0.9, Role.LAUNCH, channel="tp"),
-            Task(f"send_r{layer}", (first + 1,), 0.9, Role.LAUNCH, channel="tp"),
-            Task(f"wait_a{layer}", (), 0.0, Role.WAIT, launch=first + 2),
-            Task(f"wait_r{layer}", (), 0.0, Role.WAIT, launch=first + 3),
+            Task(f"send_a{layer}", (first,), 0.9, TaskRole.LAUNCH, channel="tp"),
+            Task(f"send_r{layer}", (first + 1,), 0.9, TaskRole.LAUNCH, channel="tp"),
+            Task(f"wait_a{layer}", (), 0.0, TaskRole.WAIT, launch=first + 2),
+            Task(f"wait_r{layer}", (), 0.0, TaskRole.WAIT, launch=first + 3),
         ]
         waits = first + 4, first + 5
     return Program(tuple(tasks))
@@ -49,8 +49,8 @@ def test_a_known_order_is_kept_if_nothing_is_better() -> None:
 @given(programs())
 def test_a_known_order_breaks_no_limit(program: Program) -> None:
     program = consistent(program)
-    known = list_schedule(program, Limits(memory_increase=10.0)).order
-    found = list_schedule(program, Limits(memory_increase=0.1), begin_with=[known])
+    known = list_schedule(program, MemoryLimits(memory_increase=10.0)).order
+    found = list_schedule(program, MemoryLimits(memory_increase=0.1), begin_with=[known])
     check_order(program, found.order)
     assert found.after.peak_bytes <= max(int(1.1 * found.before.peak_bytes), found.before.peak_bytes)
     assert found.after.makespan <= found.before.makespan * (1 + 1e-9)
@@ -60,15 +60,15 @@ def test_a_known_order_that_holds_too_much_is_refused() -> None:
     """The second value could be made at once, under the first one's collective, if there were room for both."""
     tasks = (
         Task("make", (), 1.0),
-        Task("send", (0,), 5.0, Role.LAUNCH, channel="ep"),
-        Task("wait", (), 0.0, Role.WAIT, launch=1),
+        Task("send", (0,), 5.0, TaskRole.LAUNCH, channel="ep"),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=1),
         Task("use", (0, 2), 1.0),
         Task("other", (), 4.0),
         Task("end", (3, 4), 0.1),
     )
     program = Program(tasks, (Buffer(1000, 0, (1, 3)), Buffer(1000, 4, (5,))))
     early = (0, 1, 4, 2, 3, 5)
-    kept = list_schedule(program, Limits(memory_increase=2.0), begin_with=[early])
-    refused = list_schedule(program, Limits(memory_increase=0.05), begin_with=[early])
+    kept = list_schedule(program, MemoryLimits(memory_increase=2.0), begin_with=[early])
+    refused = list_schedule(program, MemoryLimits(memory_increase=0.05), begin_with=[early])
     assert kept.after.exposed < refused.after.exposed
     assert refused.after.peak_bytes == refused.before.peak_bytes

@@ -6,16 +6,16 @@ from __future__ import annotations
 import pytest
 
 from farskip_compile.passes.schedule.list_scheduler import DependencyGraph, Heuristic, make_order
-from farskip_compile.passes.schedule.program import Program, Role, Task
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole
 from farskip_compile.passes.schedule.published import _piece, _Upstream
 
 
 def test_a_wait_is_taken_as_soon_as_its_collective_has_finished() -> None:
     """It frees what the collective reads and writes, and what follows it may be launched."""
     tasks = (
-        Task("launch", seconds=1.0, role=Role.LAUNCH, channel="g"),
+        Task("launch", seconds=1.0, role=TaskRole.LAUNCH, channel="g"),
         Task("short", seconds=2.0),
-        Task("wait", needs=(0,), role=Role.WAIT, launch=0),
+        Task("wait", needs=(0,), role=TaskRole.WAIT, launch=0),
         Task("long", seconds=5.0),
     )
     order = make_order(DependencyGraph(Program(tasks)), Heuristic(0.0, 0.0), window=9, memory=9**9, in_flight=9**9)

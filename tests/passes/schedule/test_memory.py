@@ -16,14 +16,14 @@ from farskip_compile.passes.schedule.memory import MOVES, WORK, LiveMemory, Memo
 from farskip_compile.passes.schedule.program import (
     Buffer,
     Program,
-    Role,
     Task,
+    TaskRole,
     check_order,
     in_order_of,
     needs_of,
     order_by_key,
 )
-from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 from tests.passes.schedule.sample_programs import scarce_memory
@@ -161,11 +161,11 @@ def test_the_last_user_comes_first() -> None:
 
 def test_launches_and_waits_are_moved_only_if_nothing_else_helps() -> None:
     tasks = (
-        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("send", (), 1.0, TaskRole.LAUNCH, channel="ep"),
         Task("early"),
         Task("large"),
         Task("end", (2,)),
-        Task("wait", (0,), role=Role.WAIT, launch=0),
+        Task("wait", (0,), role=TaskRole.WAIT, launch=0),
         Task("uses it", (1,)),
     )
     program = Program(tasks, (Buffer(40, 0, (4,)), Buffer(40, 1, (5,)), Buffer(70, 2, (3,))))
@@ -197,9 +197,9 @@ def test_memory_that_no_time_is_saved_by_is_given_back() -> None:
     """Both orders hide the collective behind the large piece of work; the original one holds more."""
     tasks = (
         Task("early"),
-        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
+        Task("send", (), 1.0, TaskRole.LAUNCH, channel="ep"),
         Task("large", (), 1.0),
-        Task("wait", (1,), role=Role.WAIT, launch=1),
+        Task("wait", (1,), role=TaskRole.WAIT, launch=1),
         Task("end", (0, 2, 3)),
     )
     program = Program(tasks, (Buffer(40, 0, (4,)), Buffer(70, 2), Buffer(10, 2, (4,))))
@@ -215,8 +215,8 @@ def test_what_is_given_back_is_memory_and_no_time(given_back: tuple[int, ...], h
     """Not an order that holds more in one place, nor the original one, which waits at once; but one as fast as the best
     that holds less."""
     tasks = (
-        Task("send", (), 1.0, Role.LAUNCH, channel="ep"),
-        Task("wait", (0,), role=Role.WAIT, launch=0),
+        Task("send", (), 1.0, TaskRole.LAUNCH, channel="ep"),
+        Task("wait", (0,), role=TaskRole.WAIT, launch=0),
         Task("work", (), 1.0),
         Task("nothing"),
     )
@@ -225,7 +225,7 @@ def test_what_is_given_back_is_memory_and_no_time(given_back: tuple[int, ...], h
         mock.patch.object(search, "lower_peak", return_value=given_back),
         mock.patch.object(search, "live_bytes", lambda program, order: [held if order == given_back else 20]),
     ):
-        found = list_schedule(program, Limits(memory_increase=10.0), baseline_peak=5)
+        found = list_schedule(program, MemoryLimits(memory_increase=10.0), baseline_peak=5)
     assert found.after.exposed == 0.0
     assert (found.order == given_back) is (given_back[0] == 3 and held == 10)
 
@@ -238,7 +238,7 @@ def test_few_orders_of_a_large_program_are_made_to_hold_less() -> None:
             mock.patch.object(search, "REPAIRS", repairs * len(program.tasks)),
             mock.patch.object(search, "lower_peak", side_effect=lambda program, order, limit: order) as moved,
         ):
-            list_schedule(program, Limits(0.05))
+            list_schedule(program, MemoryLimits(0.05))
         calls.append(moved.call_count)
     assert calls[0] == 2 < calls[1]
 
@@ -249,8 +249,8 @@ def test_the_scheduler_hides_a_collective_where_it_can_not_foresee_that_room_get
     tasks = (
         Task("router"),
         Task("splits", (), 0.01),
-        Task("send", (0,), 1.0, Role.LAUNCH, channel="ep"),
-        Task("wait", (2,), role=Role.WAIT, launch=2),
+        Task("send", (0,), 1.0, TaskRole.LAUNCH, channel="ep"),
+        Task("wait", (2,), role=TaskRole.WAIT, launch=2),
         Task("experts", (3,), 0.1),
         Task("attention", (1,), 1.0),
         Task("end", (4, 5), 0.1),
@@ -266,6 +266,6 @@ def test_the_scheduler_hides_a_collective_where_it_can_not_foresee_that_room_get
     program = Program(tasks, buffers)
     original = simulate(program, range(7))
     assert (original.exposed, original.peak_bytes) == (1.0, 40)
-    found = list_schedule(program, Limits(memory_increase=0.0))
+    found = list_schedule(program, MemoryLimits(memory_increase=0.0))
     assert found.after.exposed < 0.02
     assert found.after.peak_bytes <= 40

@@ -15,19 +15,21 @@ from hypothesis import strategies as st
 
 from farskip_compile.passes.schedule import search
 from farskip_compile.passes.schedule.least_memory import least_memory
-from farskip_compile.passes.schedule.program import Program, Role, Task, check_order
-from farskip_compile.passes.schedule.search import Limits, list_schedule
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole, check_order
+from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
 from farskip_compile.testing.strategies import consistent, programs
 from tests.economy import examples
 from tests.passes.schedule.sample_programs import far_skip_layers, with_views
 
-LIMITS = st.builds(Limits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
+LIMITS = st.builds(MemoryLimits, st.sampled_from([0.0, 0.05, 0.5, 10.0]), st.sampled_from([0, 100, 1_000_000]))
 
 
 @settings(max_examples=examples(300), deadline=None)
 @given(programs().map(consistent), LIMITS, st.none() | st.integers(0, 3000), st.booleans())
-def test_every_promise_of_a_schedule(program: Program, limits: Limits, baseline_peak: int | None, large: bool) -> None:
+def test_every_promise_of_a_schedule(
+    program: Program, limits: MemoryLimits, baseline_peak: int | None, large: bool
+) -> None:
     modest = least_memory(program)
     with mock.patch.object(search, "LARGE", 0 if large else search.LARGE):
         schedule = list_schedule(program, limits, baseline_peak, [modest])
@@ -58,7 +60,7 @@ def test_within_reach_of_the_best_order(program: Program) -> None:
         for order in itertools.permutations(range(len(program.tasks)))
         if _valid(program, order)
     )
-    assert list_schedule(program, Limits(memory_increase=1e9)).after.makespan <= 2 * best + 1e-9
+    assert list_schedule(program, MemoryLimits(memory_increase=1e9)).after.makespan <= 2 * best + 1e-9
 
 
 def _valid(program: Program, order: tuple[int, ...]) -> bool:
@@ -66,7 +68,7 @@ def _valid(program: Program, order: tuple[int, ...]) -> bool:
         check_order(program, order)
     except ValueError:
         return False
-    channels = {task.channel for task in program.tasks if task.role is Role.LAUNCH}
+    channels = {task.channel for task in program.tasks if task.role is TaskRole.LAUNCH}
     launches = [[i for i in order if program.tasks[i].channel == channel] for channel in channels]
     return all(one == sorted(one) for one in launches)
 
@@ -83,8 +85,8 @@ def test_weight_gradients_fill_a_wait() -> None:
     program = Program(
         (
             Task("input gradient", (), 1.0),
-            Task("launch", (0,), 2.0, Role.LAUNCH, "ep"),
-            Task("wait", (), 0.0, Role.WAIT, launch=1),
+            Task("launch", (0,), 2.0, TaskRole.LAUNCH, "ep"),
+            Task("wait", (), 0.0, TaskRole.WAIT, launch=1),
             Task("next gradient", (2,), 1.0),
             Task("weight gradient", (0,), 2.0),
         )
@@ -100,12 +102,12 @@ def test_standing_still_pays_where_a_long_task_would_delay_the_next_launch() -> 
     """A core attention (10 s) is ready 1 s before a combine ends, for which the next dispatch (8 s) waits."""
     program = Program(
         (
-            Task("combine", (), 3.0, Role.LAUNCH, "ep"),
+            Task("combine", (), 3.0, TaskRole.LAUNCH, "ep"),
             Task("projections", (), 1.0),
-            Task("combined", (), 0.0, Role.WAIT, launch=0),
+            Task("combined", (), 0.0, TaskRole.WAIT, launch=0),
             Task("router", (2,), 0.1),
-            Task("dispatch", (3,), 8.0, Role.LAUNCH, "ep"),
-            Task("dispatched", (), 0.0, Role.WAIT, launch=4),
+            Task("dispatch", (3,), 8.0, TaskRole.LAUNCH, "ep"),
+            Task("dispatched", (), 0.0, TaskRole.WAIT, launch=4),
             Task("experts", (5,), 4.0),
             Task("attention", (1,), 10.0),
             Task("shared", (), 1.0),
@@ -127,11 +129,11 @@ def test_what_leads_to_a_launch_goes_before_a_longer_path_of_compute() -> None:
             Task("attention", (), 3.0),
             Task("output", (0,), 3.0),
             Task("router", (), 0.1),
-            Task("dispatch", (2,), 2.0, Role.LAUNCH, "ep"),
-            Task("dispatched", (), 0.0, Role.WAIT, launch=3),
+            Task("dispatch", (2,), 2.0, TaskRole.LAUNCH, "ep"),
+            Task("dispatched", (), 0.0, TaskRole.WAIT, launch=3),
             Task("experts", (4,), 1.0),
-            Task("combine", (5,), 2.0, Role.LAUNCH, "ep"),
-            Task("combined", (), 0.0, Role.WAIT, launch=6),
+            Task("combine", (5,), 2.0, TaskRole.LAUNCH, "ep"),
+            Task("combined", (), 0.0, TaskRole.WAIT, launch=6),
             Task("norm", (1,), 1.0),
             Task("head", (7, 8), 0.5),
         )
@@ -145,9 +147,9 @@ def test_what_leads_to_a_launch_goes_before_a_longer_path_of_compute() -> None:
 def test_a_wait_that_can_be_taken_later_is() -> None:
     """By the estimate either of two tasks is enough; the second one costs nothing before the wait."""
     tasks = (
-        Task("launch", (), 1.0, Role.LAUNCH, "ep"),
+        Task("launch", (), 1.0, TaskRole.LAUNCH, "ep"),
         Task("one", (), 1.0),
-        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=0),
         Task("reader", (2,), 1.0),
         Task("two", (), 0.5),
         Task("end", (3, 4), 0.0),
@@ -159,10 +161,10 @@ def test_a_wait_that_can_be_taken_later_is() -> None:
 def test_compute_beside_a_collective_may_take_a_quarter_less_than_estimated() -> None:
     """By the estimate, and on a network a fifth slower, one and two are enough, and three may come after the wait."""
     tasks = (
-        Task("launch", (), 1.0, Role.LAUNCH, "ep"),
+        Task("launch", (), 1.0, TaskRole.LAUNCH, "ep"),
         Task("one", (), 1.0),
         Task("two", (), 0.25),
-        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=0),
         Task("reader", (3,), 1.0),
         Task("three", (), 0.25),
         Task("end", (4, 5), 0.0),
@@ -175,7 +177,7 @@ def test_compute_beside_a_collective_may_take_a_quarter_less_than_estimated() ->
 def test_large_programs_need_few_orders_and_fare_no_worse() -> None:
     """A network too slow to be hidden, so that no order ends the search."""
     program = far_skip_layers(100, rewired=True)
-    slow = [replace(t, seconds=3 * t.seconds) if t.role is Role.LAUNCH else t for t in program.tasks]
+    slow = [replace(t, seconds=3 * t.seconds) if t.role is TaskRole.LAUNCH else t for t in program.tasks]
     program = with_views(replace(program, tasks=tuple(slow)))
     with (
         mock.patch.object(search, "LARGE", 0),
@@ -207,10 +209,10 @@ def test_the_same_order_whatever_the_hash_seed() -> None:
 def test_compute_hides_what_is_waited_for_here_before_what_leaves() -> None:
     """It may run under the dispatch, or after the launch of the combine."""
     tasks = (
-        Task("dispatch", (), 1.0, Role.LAUNCH, "ep"),
-        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("dispatch", (), 1.0, TaskRole.LAUNCH, "ep"),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=0),
         Task("experts", (1,), 1.0),
-        Task("combine", (2,), 1.0, Role.LAUNCH, "ep", leaves=True),
+        Task("combine", (2,), 1.0, TaskRole.LAUNCH, "ep", leaves=True),
         Task("attention", (), 1.0),
     )
     found = list_schedule(Program(tasks))
@@ -219,12 +221,12 @@ def test_compute_hides_what_is_waited_for_here_before_what_leaves() -> None:
 
 def test_what_leaves_is_launched_as_early_as_it_can_be() -> None:
     tasks = (
-        Task("dispatch", (), 0.5, Role.LAUNCH, "ep"),
+        Task("dispatch", (), 0.5, TaskRole.LAUNCH, "ep"),
         Task("attention", (), 1.0),
-        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=0),
         Task("more attention", (1,), 1.0),
         Task("experts", (2,), 1.0),
-        Task("combine", (4,), 1.0, Role.LAUNCH, "ep", leaves=True),
+        Task("combine", (4,), 1.0, TaskRole.LAUNCH, "ep", leaves=True),
     )
     found = list_schedule(Program(tasks))
     assert (found.before.makespan, found.before.late) == (3.0, 1.0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from farskip_compile.passes.schedule.program import Program, Role, Task
+from farskip_compile.passes.schedule.program import Program, Task, TaskRole
 from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.testing.strategies import programs
 
@@ -23,9 +23,9 @@ def test_the_machine_model_adds_up(program: Program) -> None:
 def test_compute_is_slower_while_something_is_in_flight() -> None:
     """4 s of work, of which the first 2.5 s on the clock do only 2 s of it; a second network slows it further."""
     tasks = (
-        Task("launch", (), 2.5, Role.LAUNCH, "ep", interference=0.25),
+        Task("launch", (), 2.5, TaskRole.LAUNCH, "ep", interference=0.25),
         Task("work", (), 4.0),
-        Task("wait", (), 0.0, Role.WAIT, launch=0),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=0),
     )
     timeline = simulate(Program(tasks), range(3))
     assert timeline.makespan == timeline.compute == 4.5
@@ -33,7 +33,7 @@ def test_compute_is_slower_while_something_is_in_flight() -> None:
     within = Program((tasks[0], Task("work", (), 1.0)))  # done long before the collective is
     assert simulate(within, range(2)).compute == 1.25
     other = Task(
-        "other", (), 1.0, Role.LAUNCH, "tp", interference=0.75
+        "other", (), 1.0, TaskRole.LAUNCH, "tp", interference=0.75
     )  # 1 s at half the speed, then 1.5 s at four fifths
     both = Program((tasks[0], other, Task("work", (), 4.0)))
     assert simulate(both, range(3)).compute == pytest.approx(1.0 + 1.5 + (4.0 - 0.5 - 1.2))
@@ -42,19 +42,19 @@ def test_compute_is_slower_while_something_is_in_flight() -> None:
 @pytest.mark.parametrize(("link", "seconds"), [("", 2.0), ("wire", 3.0)])
 def test_groups_share_a_link(link: str, seconds: float) -> None:
     tasks = (
-        Task("dispatch", (), 1.0, Role.LAUNCH, "ep", link=link),
-        Task("all-reduce", (), 2.0, Role.LAUNCH, "tp", link=link),
+        Task("dispatch", (), 1.0, TaskRole.LAUNCH, "ep", link=link),
+        Task("all-reduce", (), 2.0, TaskRole.LAUNCH, "tp", link=link),
     )
     assert simulate(Program(tasks), range(2)).makespan == seconds
 
 
 def test_what_the_next_graph_waits_for_is_late_and_not_exposed() -> None:
     tasks = (
-        Task("combine", (), 2.0, Role.LAUNCH, "ep", leaves=True),
-        Task("dispatch", (), 1.0, Role.LAUNCH, "ep"),
+        Task("combine", (), 2.0, TaskRole.LAUNCH, "ep", leaves=True),
+        Task("dispatch", (), 1.0, TaskRole.LAUNCH, "ep"),
         Task("work", (), 0.5),
-        Task("wait", (), 0.0, Role.WAIT, launch=1),
-        Task("combine of the next", (3,), 4.0, Role.LAUNCH, "ep", leaves=True),
+        Task("wait", (), 0.0, TaskRole.WAIT, launch=1),
+        Task("combine of the next", (3,), 4.0, TaskRole.LAUNCH, "ep", leaves=True),
     )
     program = Program(tasks)
     timeline = simulate(program, range(5))
@@ -67,6 +67,6 @@ def test_a_program_must_be_in_order() -> None:
     with pytest.raises(ValueError, match="needs a task that is not before it"):
         Program((Task("a", (0,)),))
     with pytest.raises(ValueError, match="names no launch before it"):
-        Program((Task("a"), Task("wait", (), 0.0, Role.WAIT, launch=0)))
+        Program((Task("a"), Task("wait", (), 0.0, TaskRole.WAIT, launch=0)))
     with pytest.raises(ValueError, match="comes before"):
         simulate(Program((Task("a"), Task("b", (0,)))), (1, 0))

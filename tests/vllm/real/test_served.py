@@ -48,7 +48,7 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"tensor_parallel_size": 2}
 
 
-def served(folder: Path, options: dict[str, Any] | None = None, **engine: Any) -> comparing.Comparison:
+def served(folder: Path, options: dict[str, Any] | None = None, **engine: Any) -> comparing.ServingComparison:
     compilation = {**CPU, **engine.pop("compilation", {})}
     arguments = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "compilation_config": compilation, **engine}
     found = comparing.compare(folder, options=options, engine=arguments, tokens=TOKENS)
