@@ -88,8 +88,8 @@ FAULTS: list[Fault] = [
     in_pass(
         "wish: only the first layer that matches",
         request.ask,
-        "    return Request(left_out, tuple(already))",
-        "    return Request(dict(list(left_out.items())[:2]), tuple(already))",
+        "    return RewireRequest(left_out, tuple(already))",
+        "    return RewireRequest(dict(list(left_out.items())[:2]), tuple(already))",
     ),
     in_pass(
         "rewired in inference only",
