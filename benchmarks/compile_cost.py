@@ -124,7 +124,7 @@ class Probe:
         import torch
 
         import farskip_compile
-        from farskip_compile.ranks.identity import identity_of
+        from farskip_compile.compiler.ranks.identity import identity_of
 
         model, ids = tiny_model(layers)
         config = farskip_compile.FarSkipConfig(inner="eager")

@@ -5,10 +5,10 @@ Usage: python benchmarks/distillation.py [--quick | --larger] [--models ...] [--
 
 Two models of half a million parameters, in the style of DeepSeek-V3 (shared experts) and Qwen3-MoE (none), unmodified
 models of transformers, are trained on a dictionary of English and on the documentation of Linux. Then our backend
-rewires each row (`distill_bench/rows.py`), and it is healed: by the fold alone (`farskip_compile.fold`), by the paper's
-recipe, by both, by the best recipe (`farskip_compile.distill`); with 3, 10 and 30 % of the teacher's tokens; under each
-connectivity; by the plan's choice. Controls train the teacher itself on. All are judged on held-out documents of the
-same corpus and of the other one (`distill_bench/judge.py`).
+rewires each row (`distill_bench/rows.py`), and it is healed: by the fold alone (`farskip_compile.healing.fold`), by the
+paper's recipe, by both, by the best recipe (`farskip_compile.healing.distill`); with 3, 10 and 30 % of the teacher's
+tokens; under each connectivity; by the plan's choice. Controls train the teacher itself on. All are judged on held-out
+documents of the same corpus and of the other one (`distill_bench/judge.py`).
 
 Rows run two at a time, one thread each. Every finished row is kept in --folder with its weights and is not run again;
 an interrupted row resumes from its last state. Everything random has a seed. At the end docs/distillation.md and its

@@ -32,11 +32,11 @@ from overlap_bench.results import Result, Store
 
 from farskip_compile._compat import inductor
 from farskip_compile._compat.generated import generating_only
+from farskip_compile.compiler.ranks import fake as fake_ranks
 from farskip_compile.costs import HardwareProfile
+from farskip_compile.measure.profiling import kernels_visible
 from farskip_compile.passes.schedule.program import Program
-from farskip_compile.profiling import kernels_visible
-from farskip_compile.ranks.announce import Announcement, announcement
-from farskip_compile.testing import fake_ranks
+from farskip_compile.records.announcement import Announcement, announcement
 
 WRITTEN, ANOTHER, USAGE = 0, 1, 2
 EQUAL = 1e-9

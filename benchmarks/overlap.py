@@ -18,8 +18,8 @@ alone, for which the rate is chosen.
 
 `overlap_bench/cells.py` lists the variants. All of them, compute and communication are interleaved in one process on
 each host, so that a slow moment slows all alike. A step takes as long as on its slowest rank; shown are the median over
-repetitions and the interquartile range. Exposed communication (`farskip_compile.profiling`: a collective is in flight
-and nothing is computed) is measured in further steps under the profiler, as a mean over ranks. Our backend and
+repetitions and the interquartile range. Exposed communication (`farskip_compile.measure.profiling`: a collective is in
+flight and nothing is computed) is measured in further steps under the profiler, as a mean over ranks. Our backend and
 Inductor's own overlap scheduling get a profile that is calibrated here. Results are compared on every rank in the same
 run.
 

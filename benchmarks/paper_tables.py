@@ -4,11 +4,11 @@
 Usage: python benchmarks/paper_tables.py [--quick] [--cells CELL ...] [--workers N] [--table]
 
 For each published cell (`paper_bench/published.py`) the model at full size is captured, rewired and simulated on the
-profile of the hardware, by AMD's placement of launches and waits and in our order (`farskip_compile.simulate`). The
-profiles are those that the package ships: data sheets and public measurements, each with its source. Nothing is fitted
-to a cell. Two other systems that overlap the exchanges of an unchanged model (`paper_bench/others.py`) stand beside
-them. How far an unknown engine puts a prediction off is shown in two ways: the factor by which compute would have
-to take longer for the prediction to match what was published, and, where somebody else published a step time, a
+profile of the hardware, by AMD's placement of launches and waits and in our order (`farskip_compile.measure.simulate`).
+The profiles are those that the package ships: data sheets and public measurements, each with its source. Nothing is
+fitted to a cell. Two other systems that overlap the exchanges of an unchanged model (`paper_bench/others.py`) stand
+beside them. How far an unknown engine puts a prediction off is shown in two ways: the factor by which compute would
+have to take longer for the prediction to match what was published, and, where somebody else published a step time, a
 prediction that starts from it.
 
 `--quick` predicts only the first 8 layers of each model: in minutes, and with other numbers. Results go to

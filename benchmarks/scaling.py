@@ -4,10 +4,10 @@
 Usage: python benchmarks/scaling.py [--sweeps SWEEP ...] [--workers N] [--table]
 
 Sweeps over ranks, networks, skew, batch and pieces (`scaling_bench/sweeps.py`). Each point is a model at full size
-that is captured, rewired, ordered and simulated (`farskip_compile.simulate`); ten models are also shown with the time
-and memory that predicting them took. Speed-ups are over the model as written. Results go to docs/scaling.json, and from
-there into docs/scaling.md between its marks and into docs/scaling.png; `--sweeps` renews some of them. The last lines
-are the targets. Exit status: 0 all met, 1 not.
+that is captured, rewired, ordered and simulated (`farskip_compile.measure.simulate`); ten models are also shown with
+the time and memory that predicting them took. Speed-ups are over the model as written. Results go to docs/scaling.json,
+and from there into docs/scaling.md between its marks and into docs/scaling.png; `--sweeps` renews some of them. The
+last lines are the targets. Exit status: 0 all met, 1 not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from common import DOCS, decode, facts, markdown, picture, replace, write_between_marks
 from scaling_bench.sweeps import SWEEPS, TOKENS, Found, Sweep, run_sweeps
 
-from farskip_compile.simulate.text import WORTH, duration
+from farskip_compile.measure.simulate.text import WORTH, duration
 
 JSON, PAGE, PICTURE = DOCS / "scaling.json", DOCS / "scaling.md", DOCS / "scaling.png"
 ROOM = 1.6

@@ -5,9 +5,9 @@ Usage: python benchmarks/schedule_ablation.py --programs FILE [--only TEXT ...] 
 
 FILE is read if it exists, else the programs are captured into it (sealed JSON), which takes minutes: those of cells of
 docs/benchmarks.md, each with the hardware profile that was calibrated for it, as graphs and as kernels; and those of
-models at full width (`farskip_compile.simulate`). `--only` captures those whose name contains a TEXT. Nothing is
-measured: compiled kernels are not built, and costs are those of the machine model. Each program is searched on its own,
-so that kernels keep the graph that the whole search made; each comes from the one before it in the compile.
+models at full width (`farskip_compile.measure.simulate`). `--only` captures those whose name contains a TEXT. Nothing
+is measured: compiled kernels are not built, and costs are those of the machine model. Each program is searched on its
+own, so that kernels keep the graph that the whole search made; each comes from the one before it in the compile.
 
 The table says by how much an order is slower without a part: the worst program and the mean, for kernels and graphs of
 cells and for models at full size; then the worst on a network half as slow again, and the most memory above that of the
@@ -37,14 +37,14 @@ from overlap_bench.settings import FULL, settings_of
 from overlap_bench.steps import Step, Variant, make_model
 from torch._inductor.async_compile import AsyncCompile
 
+from farskip_compile.base.json_files import JsonReader, encode, read_sealed, write_sealed
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.costs import HardwareProfile
-from farskip_compile.json_files import JsonReader, encode, read_sealed, write_sealed
+from farskip_compile.measure.simulate import Scenario, predict
 from farskip_compile.passes.schedule import graph, kernels, list_scheduler, search
 from farskip_compile.passes.schedule.list_scheduler import slower_network
 from farskip_compile.passes.schedule.program import Program
 from farskip_compile.passes.schedule.timeline import run_timeline
-from farskip_compile.simulate import Scenario, predict
-from farskip_compile.testing.fake_ranks import fake_ranks
 
 RATIOS, HOSTS, ROUTING = (0.5, 1.0), 2, "balanced"
 PIECES = (1, 4)
@@ -53,7 +53,7 @@ FULL_SIZE: tuple[dict[str, Any], ...] = (
     {"model": "qwen3-235b-a22b", "device": "h100", "ep": 8, "phase": "prefill", "prompt": 4096, "layers": 16},
     {"model": "llama4-scout", "device": "mi325x", "tp": 8, "phase": "decode", "batch": 64, "layers": 16},
 )
-PREDICT = import_module("farskip_compile.simulate.predict")  # the package has a function of that name
+PREDICT = import_module("farskip_compile.measure.simulate.predict")  # the package has a function of that name
 
 
 # Capture

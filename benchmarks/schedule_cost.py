@@ -76,8 +76,8 @@ def measure(layers: int, phase: str, pieces: int = 1) -> Measurement:
     """Compile one model in this process, which must be fresh."""
     import torch
 
+    from farskip_compile.compiler.ranks import fake as fake_ranks
     from farskip_compile.models import ParallelConfig
-    from farskip_compile.testing import fake_ranks
 
     with contextlib.ExitStack() as stack:
         group = stack.enter_context(fake_ranks(RANKS))
@@ -99,9 +99,9 @@ def measure(layers: int, phase: str, pieces: int = 1) -> Measurement:
 @contextlib.contextmanager
 def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     """Time the functions of ours that Inductor calls, and count what they are called on."""
-    import farskip_compile.backend  # noqa: F401  (the package has a function of that name)
-    from farskip_compile import inductor_passes
+    import farskip_compile.compiler.backend  # noqa: F401  (the package has a function of that name)
     from farskip_compile._compat import inductor
+    from farskip_compile.compiler import inductor_passes
     from farskip_compile.passes.graph import comms
 
     backend = sys.modules["farskip_compile.backend"]

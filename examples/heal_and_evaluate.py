@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, ByT5Tokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import farskip_compile
-from farskip_compile.distill import self_distill
+from farskip_compile.healing.distill import self_distill
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--teacher-steps", type=int, default=200, help="of training the original")

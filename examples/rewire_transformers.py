@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import farskip_compile
-from farskip_compile.explain.text import explanation
+from farskip_compile.tools.explain.text import explanation
 
 torch.manual_seed(0)
 config = Qwen3MoeConfig(

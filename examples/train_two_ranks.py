@@ -18,9 +18,9 @@ import torch.distributed as dist
 from rich.console import Console
 
 import farskip_compile
+from farskip_compile.measure.profiling import OverlapReport, kernels_visible, overlap, read_trace, record
+from farskip_compile.measure.profiling.text import headline, report_text
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.profiling import OverlapReport, kernels_visible, overlap, read_trace, record
-from farskip_compile.profiling.text import headline, report_text
 
 STEPS = 8
 dist.init_process_group("gloo")

@@ -7,9 +7,7 @@ tensor-parallel communication no longer stands in the way of compute. Weights st
 
 Contract: `import farskip_compile` loads nothing else, not even torch: every name is loaded from its module when it is
 first used. Once transformers is imported as well, before or after, its Auto classes load the checkpoints that only this
-package may load; once PEFT is, its `generate` does not pass by what is compiled (`guard`). Some functions share their
-name with the module that holds them (`explain`, `prepare`, ...); as attributes of this package these names are the
-functions, in whatever order modules are imported.
+package may load; once PEFT is, its `generate` does not pass by what is compiled (`guard`).
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from farskip_compile.backend import Backend, backend, farskip
-    from farskip_compile.config import FarSkipConfig
+    from farskip_compile.compiler.backend import Backend, backend, farskip
+    from farskip_compile.compiler.config import FarSkipConfig
+    from farskip_compile.compiler.guard.forward import unguard
     from farskip_compile.declare import declare_op
-    from farskip_compile.describe import describe
     from farskip_compile.errors import (
         AsyncCollectiveError,
         ConfigError,
@@ -50,16 +48,15 @@ if TYPE_CHECKING:
         UnsupportedPatternError,
         VerificationError,
     )
-    from farskip_compile.explain import Explanation, explain
-    from farskip_compile.export import export
-    from farskip_compile.guard.forward import unguard
     from farskip_compile.manifest import Manifest, load_manifest, save_manifest
-    from farskip_compile.prepare import Preparation, prepare
-    from farskip_compile.regional import Regional, regional
-    from farskip_compile.report.compile import CompileReport, Outcome, clear_reports, last_reports
-    from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
-    from farskip_compile.status import Status, status
-    from farskip_compile.verify.rewiring import Verified, WiringSnapshot, snapshot, verify
+    from farskip_compile.records.compile import CompileReport, Outcome, clear_reports, last_reports
+    from farskip_compile.records.schedule import ScheduleReport, clear_schedules, last_schedules
+    from farskip_compile.tools.describe import describe
+    from farskip_compile.tools.explain import Explanation, explain
+    from farskip_compile.tools.export import export
+    from farskip_compile.tools.prepare import Preparation, prepare
+    from farskip_compile.tools.regional import Regional, regional
+    from farskip_compile.tools.status import Status, status
 
 __all__ = [
     "AsyncCollectiveError",
@@ -93,8 +90,6 @@ __all__ = [
     "Status",
     "UnsupportedPatternError",
     "VerificationError",
-    "Verified",
-    "WiringSnapshot",
     "backend",
     "clear_reports",
     "clear_schedules",
@@ -109,27 +104,24 @@ __all__ = [
     "prepare",
     "regional",
     "save_manifest",
-    "snapshot",
     "status",
     "unguard",
-    "verify",
 ]
 
 _ELSEWHERE = {
-    "backend": ("Backend", "backend", "farskip"),
-    "config": ("FarSkipConfig",),
+    "compiler.backend": ("Backend", "backend", "farskip"),
+    "compiler.config": ("FarSkipConfig",),
     "declare": ("declare_op",),
-    "describe": ("describe",),
-    "explain": ("Explanation", "explain"),
-    "export": ("export",),
-    "guard.forward": ("unguard",),
+    "tools.describe": ("describe",),
+    "tools.explain": ("Explanation", "explain"),
+    "tools.export": ("export",),
+    "compiler.guard.forward": ("unguard",),
     "manifest": ("Manifest", "load_manifest", "save_manifest"),
-    "prepare": ("Preparation", "prepare"),
-    "regional": ("Regional", "regional"),
-    "report.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
-    "report.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
-    "status": ("Status", "status"),
-    "verify.rewiring": ("WiringSnapshot", "Verified", "snapshot", "verify"),
+    "tools.prepare": ("Preparation", "prepare"),
+    "tools.regional": ("Regional", "regional"),
+    "records.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
+    "records.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
+    "tools.status": ("Status", "status"),
 }
 """Module: its public names. All others are errors, and the warning."""
 _HOME = dict.fromkeys(__all__, "errors") | {name: module for module, names in _ELSEWHERE.items() for name in names}
@@ -146,17 +138,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Refuses what the import system does after it has loaded a submodule: to bind it, here over a public name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and value is sys.modules.get(f"{__name__}.{name}")):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 class _Once:
@@ -187,12 +168,12 @@ class _Once:
 
 
 for _once in (
-    _Once("transformers.configuration_utils", "guard.checkpoints", "watch_configurations"),
-    _Once("transformers.modeling_utils", "guard.checkpoints", "watch_models"),
-    _Once("transformers.modeling_utils", "guard.adapter_checkpoints", "watch_models"),
+    _Once("transformers.configuration_utils", "compiler.guard.checkpoints", "watch_configurations"),
+    _Once("transformers.modeling_utils", "compiler.guard.checkpoints", "watch_models"),
+    _Once("transformers.modeling_utils", "compiler.guard.adapter_checkpoints", "watch_models"),
     _Once("transformers.trainer", "integrations.resume", "watch_resume"),
-    _Once("peft", "guard.adapters", "watch_generate"),
-    _Once("peft", "guard.adapter_checkpoints", "register_adapter_types"),
+    _Once("peft", "compiler.guard.adapters", "watch_generate"),
+    _Once("peft", "compiler.guard.adapter_checkpoints", "register_adapter_types"),
 ):
     if _once.module in sys.modules:
         _once.call()

@@ -14,7 +14,7 @@ class Stage(StrEnum):
     """On what a pass runs, and when."""
 
     DYNAMO = "Dynamo graph"
-    """Before differentiation; run by `farskip_compile.pipeline`."""
+    """Before differentiation; run by `farskip_compile.compiler.pipeline`."""
     REWIRED = "Dynamo graph, rewired or not"
     """Still before differentiation, after all that changes the function; run, like the next, by `inductor_passes`."""
     POST_GRAD = "post-grad graph"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from farskip_compile.backend import farskip
+from farskip_compile.compiler.backend import farskip
 from farskip_compile.errors import FarSkipError
 
 

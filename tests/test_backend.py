@@ -183,7 +183,7 @@ def backward_graph_nodes(model: nn.Module, target: nn.Module) -> int:
     )
 
     def rewire_then(module: torch.fx.GraphModule, inputs: Any) -> Any:
-        farskip_compile.pipeline.run(module, FarSkipConfig())
+        farskip_compile.compiler.pipeline.run(module, FarSkipConfig())
         return inner(module, inputs)
 
     torch.compiler.reset()

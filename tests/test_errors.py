@@ -319,7 +319,7 @@ def test_a_refusal_leaves_the_graph_as_it_was() -> None:
     def run_twice(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
         before = module.graph.python_code("self").src
         with pytest.raises(LayerRangeError):
-            farskip_compile.pipeline.run(module, FarSkipConfig(layers=(0, 9)))
+            farskip_compile.compiler.pipeline.run(module, FarSkipConfig(layers=(0, 9)))
         graphs.append((before, module.graph.python_code("self").src))
         return module.forward
 

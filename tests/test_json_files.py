@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import pytest
 
-from farskip_compile.errors import ConfigError, ManifestError
-from farskip_compile.json_files import (
+from farskip_compile.base.json_files import (
     SEAL,
     JsonReader,
     encode,
@@ -29,6 +28,7 @@ from farskip_compile.json_files import (
     write_sealed,
     write_text,
 )
+from farskip_compile.errors import ConfigError, ManifestError
 
 
 @dataclass(frozen=True)

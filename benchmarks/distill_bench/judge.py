@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from distill_bench.results import Judged
 from distill_bench.texts import TextData
 from farskip_compile import last_reports
-from farskip_compile.backend import backend
-from farskip_compile.causal.batches import as_batch, caller
-from farskip_compile.causal.teacher import evaluating
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.backend import backend
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.healing.causal.batches import as_batch, caller
+from farskip_compile.healing.causal.teacher import evaluating
 
 PROMPTS, PROMPT_TOKENS = 2, 24
 Figures = dict[str, Any]

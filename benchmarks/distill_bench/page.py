@@ -30,7 +30,7 @@ documentation of Linux. The trained original is the *teacher*. Every other row s
 | row | what it is |
 |---|---|
 | `unhealed` | the teacher's weights, rewired |
-| `folded` | after the fold alone: closed form, no training (`farskip_compile.fold`) |
+| `folded` | after the fold alone: closed form, no training (`farskip_compile.healing.fold`) |
 | `paper` | healed by KL to the teacher, batches of 8 sequences (arXiv 2511.11505, section 3.1) |
 | `fold+paper` | the fold, then the same |
 | `best` | the fold, then batches of 4 sequences, and KL with a decaying match of the stream |

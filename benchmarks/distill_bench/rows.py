@@ -13,7 +13,7 @@ Never: depends on the speed of the machine: equal numbers, texts and versions gi
 
     teacher      the original architecture, trained on the text; one for each seed
     unhealed     the teacher's weights under a connectivity, as they are
-    folded       the same, after the fold alone (`farskip_compile.fold`)
+    folded       the same, after the fold alone (`farskip_compile.healing.fold`)
     paper        healed: KL to the teacher, AdamW, batches as large as the teacher's (arXiv 2511.11505, section 3.1)
     fold+paper   the fold, then the same
     best         the fold, then small batches, KL and a decaying match of the stream

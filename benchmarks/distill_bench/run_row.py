@@ -50,12 +50,12 @@ from distill_bench.rows import (
 )
 from distill_bench.texts import TextData, text_data
 from farskip_compile import prepare
-from farskip_compile.config import FarSkipConfig
-from farskip_compile.distill import DistillConfig, Distilled, self_distill
-from farskip_compile.distill.main import CHECKPOINT
-from farskip_compile.distill.records import FILE as METRICS
-from farskip_compile.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together
-from farskip_compile.testing import fake_ranks
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.healing.distill import DistillConfig, Distilled, self_distill
+from farskip_compile.healing.distill.main import CHECKPOINT
+from farskip_compile.healing.distill.records import FILE as METRICS
+from farskip_compile.healing.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together
 
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -239,7 +239,7 @@ def _trained_and_judged(rows: Path, row: Row, scale: Scale, data: TextData) -> R
 
 def _folded(model: Any, row: Row, scale: Scale, config: FarSkipConfig, data: TextData) -> tuple[int, dict[str, Any]]:
     """Fold, with the first batches that healing would read; its tokens, and what is noted."""
-    from farskip_compile.fold import fold
+    from farskip_compile.healing.fold import fold
 
     torch.manual_seed(row.seed + OTHER_SEED)
     batches = list(itertools.islice(data.train(scale.batch), scale.calibration_alone))

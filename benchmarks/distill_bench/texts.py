@@ -27,7 +27,7 @@ from common import replace
 
 from distill_bench.corpora import NoText, documents
 from distill_bench.rows import Corpus, Scale
-from farskip_compile.distill import text_batches
+from farskip_compile.healing.distill import text_batches
 
 __all__ = ["NoText", "TextData", "split", "text_data"]
 
@@ -81,7 +81,7 @@ def text_data(folder: Path, scale: Scale, corpus: Corpus) -> TextData:
 
 def about_text(folder: Path, scale: Scale, corpus: Corpus) -> str:
     """What the corpus is, how it is split, and what its parts have in common."""
-    from farskip_compile.texts.contamination import find_overlap
+    from farskip_compile.healing.texts.contamination import find_overlap
 
     data = text_data(folder, scale, corpus)
     sizes = {"sequence_length": scale.sequence, "batch_size": scale.batch, "shuffle": False}

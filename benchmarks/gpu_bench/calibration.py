@@ -51,7 +51,7 @@ def _command(bench: Bench, path: Path) -> dict[str, Any]:
 
 
 def _called(bench: Bench, path: Path) -> dict[str, Any]:
-    from farskip_compile.calibrate.main import measure as calibrate
+    from farskip_compile.measure.calibrate.main import measure as calibrate
 
     found = calibrate(device=bench.device.kind, budget_seconds=bench.sizes.calibration)
     found.profile.save(path)

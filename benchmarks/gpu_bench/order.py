@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from farskip_compile.report.schedule import ScheduleReport
+from farskip_compile.records.schedule import ScheduleReport
 from gpu_bench.results import Order
 
 _LAUNCH = re.compile(r"^(?:(\w+) = )?torch\.ops\._c10d_functional\.(?!wait_tensor)(\w+?)_?\.\w+\((\w+)")

@@ -19,7 +19,7 @@ from typing import Any
 
 from common import replace
 
-from farskip_compile.json_files import JsonReader
+from farskip_compile.base.json_files import JsonReader
 
 SCHEMA = 1
 DONE, FAILED, LATE, LEFT = "done", "failed", "stopped at its limit", "not begun"

@@ -23,10 +23,10 @@ SEARCHED = """\
 
 `{command}`; {machine}; {versions}. The programs are those that the search is called with for {kernels} (as {counts[0]}
 programs of kernels and {counts[1]} of graphs, forward and backward apart), and for {full_size} at full width by
-`farskip_compile.simulate` ({counts[2]}, as written and under FarSkip). Each was searched without one part. The table
-says by how much the makespan grows in the machine model: for the worst program, and in brackets on average. A negative
-figure is a gain. Then come the worst growth on a network half as slow again, for which the search leaves a margin, and
-the worst growth of the peak.
+`farskip_compile.measure.simulate` ({counts[2]}, as written and under FarSkip). Each was searched without one part. The
+table says by how much the makespan grows in the machine model: for the worst program, and in brackets on average. A
+negative figure is a gain. Then come the worst growth on a network half as slow again, for which the search leaves a
+margin, and the worst growth of the peak.
 """
 KEPT = """\
 A part stays if it saves 1 % anywhere, or guards memory or a promise. `lower_peak`, the second search and the price of

@@ -8,9 +8,9 @@ Copying a result stays in the measured time, as a rank would copy its own share.
 
 Communication: the exchanges that were recorded, over a real group. The profile, which our backend and Inductor's own
 overlap scheduling are given, is equal on every rank, so that all schedule alike. Compute is calibrated once per number
-of hosts, with all ranks at work, and the link anew for each rate, both by `farskip_compile.calibrate` as a user would.
-Without calibration (smoke runs) the compute figures are the shipped ones, and the link is what communication alone
-showed.
+of hosts, with all ranks at work, and the link anew for each rate, both by `farskip_compile.measure.calibrate` as a user
+would. Without calibration (smoke runs) the compute figures are the shipped ones, and the link is what communication
+alone showed.
 
 Contract: every rank makes the same calls with the exchanges of its own step, so that sizes match.
 """
@@ -27,8 +27,8 @@ import torch
 import torch.distributed as dist
 from harness.commands import FASTEST, SLOWEST
 
-from farskip_compile.calibrate import calibrate_compute, calibrate_link
 from farskip_compile.costs import CollectiveKind, HardwareProfile, default_profile
+from farskip_compile.measure.calibrate import calibrate_compute, calibrate_link
 
 BACKEND = "farskip_replay"
 ALL_TO_ALL: Final = "all_to_all"

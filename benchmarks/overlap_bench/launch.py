@@ -21,6 +21,7 @@ from typing import Any
 from common import processor
 from harness import Network
 
+from overlap_bench.ask import SOCKET
 from overlap_bench.cells import Cell, Group
 from overlap_bench.results import Result, summarise
 from overlap_bench.settings import describe
@@ -35,9 +36,6 @@ ENVIRONMENT = {
 """Of every rank, the same for all variants."""
 TIMEOUT = 3600.0
 """Seconds for a group."""
-PATIENCE = 60.0
-"""Seconds to wait for an answer."""
-SOCKET = "desk"
 
 
 def run_group(
@@ -122,15 +120,3 @@ def desk(folder: Path, handler: Callable[[Any], Any]) -> Iterator[None]:
             thread.join()
     if problems:
         raise problems[-1]
-
-
-def ask(folder: str, question: Any) -> Any:
-    """The answer to a question, which is not None; `RuntimeError` if there is none in time, or an error instead."""
-    with Client(str(Path(folder) / SOCKET), "AF_UNIX") as end:
-        end.send(question)
-        if not end.poll(PATIENCE):
-            raise RuntimeError(f"the process that started this rank did not answer within {PATIENCE:.0f} s")
-        answer, error = end.recv()
-    if error is not None:
-        raise RuntimeError(f"the process that started this rank failed to answer: {error}")
-    return answer

@@ -32,9 +32,9 @@ interleaved in one process on each host. Times are medians over repetitions of t
 range; *speed-up* is the median, over repetitions, of the time of `plain` over the variant's.
 
 - **hidden**: fraction of the time with a collective in flight during which the same rank computes, by the profiler
-  (`farskip_compile.profiling`), mean over ranks. In Llama-4 style this includes attention's all-reduces. A rank that
-  launches first also waits for the others, which no order of its own avoids; where a target is missed, that share is
-  reported.
+  (`farskip_compile.measure.profiling`), mean over ranks. In Llama-4 style this includes attention's all-reduces. A rank
+  that launches first also waits for the others, which no order of its own avoids; where a target is missed, that share
+  is reported.
 - **floor**: the larger of compute alone and communication alone, both of the FarSkip form.
 - **bound**: floor + what no schedule of the graph in one piece can hide: the least makespan of the kernels of `full` in
   the scheduler's model of the machine, less the larger of compute and communication in that model

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the profiler shows of one step: communication that nothing hid, forward and backward separately; peak memory.
 
-Contract: every rank makes the same calls. *Exposed* is that of `farskip_compile.profiling`. The backward pass begins
-where `steps.py` marked it; no collective is in flight there, since the loss needs all of them. Seconds, and bytes over
-what was allocated before the step. A step gives up all that it makes.
+Contract: every rank makes the same calls. *Exposed* is that of `farskip_compile.measure.profiling`. The backward pass
+begins where `steps.py` marked it; no collective is in flight there, since the loss needs all of them. Seconds, and
+bytes over what was allocated before the step. A step gives up all that it makes.
 
 The profiler sees allocations and frees of the thread that runs the step. gloo's own thread holds what a collective
 sends and receives until it is done, and lets go of it a moment after a wait has returned: where the step waits at once
@@ -27,9 +27,9 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from farskip_compile.profiling import Trace, record
-from farskip_compile.profiling.chrome import load
-from farskip_compile.profiling.intervals import Span, difference, intersection, total, union
+from farskip_compile.measure.profiling import Trace, record
+from farskip_compile.measure.profiling.chrome import load
+from farskip_compile.measure.profiling.intervals import Span, difference, intersection, total, union
 from overlap_bench.steps import BACKWARD
 
 Figures = dict[str, Any]

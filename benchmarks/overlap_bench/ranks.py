@@ -26,10 +26,10 @@ import torch.distributed as dist
 from captured_code import captured_code
 
 from farskip_compile import clear_schedules, last_schedules
+from farskip_compile.compiler.ranks.leave import leaving
 from farskip_compile.costs import HardwareProfile
+from farskip_compile.measure.profiling import kernels_visible
 from farskip_compile.passes.schedule.program import Program
-from farskip_compile.profiling import kernels_visible
-from farskip_compile.ranks.leave import leaving
 from overlap_bench import steps
 from overlap_bench.alone import (
     Exchange,
@@ -42,6 +42,7 @@ from overlap_bench.alone import (
     link_profile,
     replay_group,
 )
+from overlap_bench.ask import ask
 from overlap_bench.bound import Bound, bound_of, scaled
 from overlap_bench.cells import (
     BACKEND,
@@ -55,7 +56,6 @@ from overlap_bench.cells import (
     TIMED,
 )
 from overlap_bench.inductor import captured_programs, device_figures, facts, shared_kernels
-from overlap_bench.launch import ask
 from overlap_bench.profiled import exposure, peak_memory
 from overlap_bench.results import Timing
 from overlap_bench.shares import compute_shares

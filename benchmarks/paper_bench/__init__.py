@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AMD's published figures for FarSkip, and what `farskip_compile.simulate` predicts for the same settings."""
+"""AMD's published figures for FarSkip, and what `farskip_compile.measure.simulate` predicts for the same settings."""

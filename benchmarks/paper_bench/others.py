@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from common import each_in_a_process, markdown
 
-from farskip_compile.simulate import Scenario
+from farskip_compile.measure.simulate import Scenario
 
 PIECES = 2
 
@@ -99,7 +99,7 @@ def predict_others(workers: int) -> list[OtherRow]:
 
 
 def _predict(index: int) -> OtherRow:
-    from farskip_compile.simulate import predict
+    from farskip_compile.measure.simulate import predict
 
     known = OTHERS[index]
     found, pair = predict(known.scenario()), predict(known.pair()) if known.pair is not None else None

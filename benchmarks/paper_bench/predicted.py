@@ -120,14 +120,14 @@ def _line(name: str) -> Published:
 
 def _slower(index: int) -> float:
     """How many times as long as by the profile compute takes in a published step."""
-    from farskip_compile.simulate import predict
+    from farskip_compile.measure.simulate import predict
 
     known = STEP_TIMES[index]
     return predict(dataclasses.replace(known.scenario(), measured=known.seconds)).slower
 
 
 def _predict(task: tuple[str, int, int | None, float | None]) -> Predicted:
-    from farskip_compile.simulate import predict_each
+    from farskip_compile.measure.simulate import predict_each
 
     name, place, layers, slower = task
     scenario = _line(name).scenarios[place]()

@@ -95,8 +95,8 @@ def first_step(phase: str, form: str, layers: int) -> First:
     import torch
     from torch._dynamo.utils import counters
 
+    from farskip_compile.compiler.ranks import fake as fake_ranks
     from farskip_compile.models import ParallelConfig
-    from farskip_compile.testing import fake_ranks
 
     with fake_ranks(RANKS) as group:
         parallel = ParallelConfig(ep_group=group, capacity_factor=1.0)

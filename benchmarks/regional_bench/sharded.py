@@ -80,7 +80,7 @@ def step_on_rank(rank: int, form: str, checkpointed: bool) -> tuple[int, int]:
     """Bytes of parameters, and the peak over them."""
     import torch.distributed as dist
 
-    from farskip_compile.ranks.leave import leaving
+    from farskip_compile.compiler.ranks.leave import leaving
 
     dist.init_process_group("gloo")
     with leaving():

@@ -161,7 +161,7 @@ def run_sweeps(names: list[str], workers: int) -> list[Found]:
 
 
 def _run(task: tuple[str, int]) -> list[Found]:
-    from farskip_compile.simulate import Scenario, predict_each
+    from farskip_compile.measure.simulate import Scenario, predict_each
 
     name, place = task
     point = SWEEPS[name].points()[place]

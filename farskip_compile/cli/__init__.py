@@ -51,7 +51,7 @@ app.command("zoo", cls=Command)(zoo_command)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from farskip_compile.explain import versions
+        from farskip_compile.tools.explain import versions
 
         typer.echo(", ".join(f"{package} {version}" for package, version in reversed(versions().items())))
         raise typer.Exit

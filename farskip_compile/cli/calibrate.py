@@ -53,10 +53,10 @@ def calibrate_command(
     """Measure this machine on the ranks of torchrun, or on one: a profile for the backend's option "profile"."""
     import torch
 
-    from farskip_compile.calibrate.main import CalibrateOptions, measure
-    from farskip_compile.calibrate.text import calibration_text
     from farskip_compile.cli.progress import working
     from farskip_compile.costs import load_profile
+    from farskip_compile.measure.calibrate.main import CalibrateOptions, measure
+    from farskip_compile.measure.calibrate.text import calibration_text
 
     first = first_rank()
     try:
@@ -97,7 +97,7 @@ def _ranks(device: str | None) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    from farskip_compile.ranks.leave import leaving
+    from farskip_compile.compiler.ranks.leave import leaving
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield

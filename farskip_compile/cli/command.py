@@ -70,7 +70,7 @@ def _quiet_ends(stopped: str) -> Iterator[None]:
         package = missing_package(error)
         if not package:
             raise
-        from farskip_compile.extras import SPELLED, pip_install
+        from farskip_compile.base.extras import SPELLED, pip_install
 
         if first_rank():
             typer.echo(f"this needs {SPELLED.get(package, package)}: {pip_install(package)}", err=True)
@@ -79,7 +79,7 @@ def _quiet_ends(stopped: str) -> Iterator[None]:
 
 def missing_package(error: Exception) -> str:
     """The package that could not be imported, if it is one that this package knows how to install."""
-    from farskip_compile.extras import INSTALLED_BY
+    from farskip_compile.base.extras import INSTALLED_BY
 
     name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
     package = name.partition(".")[0]
@@ -99,7 +99,7 @@ def _no_bars_in_files() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_first_step() -> Iterator[None]:
-    """Unless it is a warning; see `farskip_compile.report.line`."""
+    """Unless it is a warning; see `farskip_compile.records.line`."""
     log = logging.getLogger("farskip_compile.first_step")
     before = log.level
     log.setLevel(before or logging.WARNING)

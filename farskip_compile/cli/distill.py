@@ -63,10 +63,10 @@ def distill_command(
 
     from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.distill import self_distill
-    from farskip_compile.distill.job import read_job
+    from farskip_compile.compiler.ranks.leave import leaving
     from farskip_compile.errors import ConfigError
-    from farskip_compile.ranks.leave import leaving
+    from farskip_compile.healing.distill import self_distill
+    from farskip_compile.healing.distill.job import read_job
     from farskip_compile.text_utils import printable
 
     quiet("torch")

@@ -68,9 +68,9 @@ def evaluate_command(
     quiet("torch", "lm_eval")
     from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.evaluation.difference import MetricLimits
-    from farskip_compile.evaluation.run import EvaluationSettings, evaluate
-    from farskip_compile.evaluation.table import comparison_table
+    from farskip_compile.healing.evaluation.difference import MetricLimits
+    from farskip_compile.healing.evaluation.run import EvaluationSettings, evaluate
+    from farskip_compile.healing.evaluation.table import comparison_table
 
     settings = EvaluationSettings(
         limit=limit,

@@ -39,9 +39,9 @@ def explain_command(
         needs("--png", extra="plot")
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.explain import explain, text
-    from farskip_compile.explain.png import draw
-    from farskip_compile.prepare import prepare
+    from farskip_compile.tools.explain import explain, text
+    from farskip_compile.tools.explain.png import draw
+    from farskip_compile.tools.prepare import prepare
 
     chosen = layer_range(layers)
     quiet("torch")

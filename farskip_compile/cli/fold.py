@@ -58,15 +58,15 @@ def fold_command(
 
     import torch
 
-    from farskip_compile.causal.batches import arguments, as_batch
-    from farskip_compile.causal.ranks import TrainingRanks
     from farskip_compile.cli.progress import bars
-    from farskip_compile.describe import describe
-    from farskip_compile.distill.checkpoints import save_checkpoint
-    from farskip_compile.distill.source import model_of, tokenizer_of
-    from farskip_compile.fold import fold
-    from farskip_compile.fold.text import fold_table
-    from farskip_compile.texts.loaders import text_batches
+    from farskip_compile.healing.causal.batches import arguments, as_batch
+    from farskip_compile.healing.causal.ranks import TrainingRanks
+    from farskip_compile.healing.distill.checkpoints import save_checkpoint
+    from farskip_compile.healing.distill.source import model_of, tokenizer_of
+    from farskip_compile.healing.fold import fold
+    from farskip_compile.healing.fold.text import fold_table
+    from farskip_compile.healing.texts.loaders import text_batches
+    from farskip_compile.tools.describe import describe
 
     quiet("torch")
     with shown_errors():

@@ -174,10 +174,10 @@ def heal_command(
     quiet("torch", "transformers", "datasets")
     from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.explain import text
-    from farskip_compile.heal.main import Declined, Talk, heal
-    from farskip_compile.heal.page import terminal_page
-    from farskip_compile.heal.settings import HealSettings
+    from farskip_compile.healing.heal.main import Declined, Talk, heal
+    from farskip_compile.healing.heal.page import terminal_page
+    from farskip_compile.healing.heal.settings import HealSettings
+    from farskip_compile.tools.explain import text
 
     console = Terminal(stderr=as_json)
 

@@ -37,10 +37,10 @@ def manifest_command(
     """Write the manifest of a model: connectivity, sub-blocks and parameters, to be checked by the backend."""
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.describe import describe
     from farskip_compile.manifest import save_manifest
     from farskip_compile.manifest.json_text import compact
     from farskip_compile.text_utils import printable
+    from farskip_compile.tools.describe import describe
 
     chosen = layer_range(layers)
     quiet("torch")

@@ -17,7 +17,7 @@ from farskip_compile.cli.command import missing_package
 from farskip_compile.cli.output import shown_errors
 
 if TYPE_CHECKING:
-    from farskip_compile.zoo.model_source import LoadedModel
+    from farskip_compile.tools.zoo.model_source import LoadedModel
 
 BUILT_IN = ("deepseek_v3", "qwen3_moe", "llama4", "mixtral", "transformers:FAMILY")
 """Repeated here from `zoo.model_source.built_in_names`, which needs torch: help does not."""
@@ -54,9 +54,9 @@ def load_model(model: str) -> LoadedModel:
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError
-    from farskip_compile.explain import RefusedModel
-    from farskip_compile.explain.text import refusal
-    from farskip_compile.zoo.model_source import load
+    from farskip_compile.tools.explain import RefusedModel
+    from farskip_compile.tools.explain.text import refusal
+    from farskip_compile.tools.zoo.model_source import load
 
     with shown_errors():
         try:

@@ -31,7 +31,7 @@ def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator
     a `ConfigError` and 1 for any other."""
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError, FarSkipError, MissingPackageError
-    from farskip_compile.explain import text
+    from farskip_compile.tools.explain import text
 
     try:
         yield
@@ -48,7 +48,7 @@ def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator
 def needs(what: str, *packages: str, extra: str = "") -> None:
     """End the command if one of `packages`, or of what `extra` brings, is not installed: before torch is imported, and
     before any work."""
-    from farskip_compile.extras import EXTRAS, SPELLED, is_missing, pip_install
+    from farskip_compile.base.extras import EXTRAS, SPELLED, is_missing, pip_install
 
     for package in packages or EXTRAS[extra]:
         if is_missing(package):

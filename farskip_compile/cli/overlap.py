@@ -49,9 +49,16 @@ def overlap_command(
 ) -> None:
     """Show how much communication is exposed: in flight while the rank computes nothing."""
     from farskip_compile.cli.progress import working
-    from farskip_compile.profiling import NoCollectivesError, Trace, TraceError, merge_traces, overlap, read_traces
-    from farskip_compile.profiling.page import overlap_page
-    from farskip_compile.profiling.text import report_text
+    from farskip_compile.measure.profiling import (
+        NoCollectivesError,
+        Trace,
+        TraceError,
+        merge_traces,
+        overlap,
+        read_traces,
+    )
+    from farskip_compile.measure.profiling.page import overlap_page
+    from farskip_compile.measure.profiling.text import report_text
 
     if not 0 < largest <= MOST_GB:
         raise typer.BadParameter(f"a number of GB, above 0 and up to {MOST_GB}", param_hint="--largest")

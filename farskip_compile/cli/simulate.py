@@ -134,12 +134,12 @@ def simulate_command(
 
     quiet("torch", "transformers")
     with shown_errors():
-        from farskip_compile.simulate.picture import draw_prediction
-        from farskip_compile.simulate.predict import predict
-        from farskip_compile.simulate.results import prediction_json
-        from farskip_compile.simulate.scenario import Scenario
-        from farskip_compile.simulate.text import prediction_text
-        from farskip_compile.simulate.trace import write_trace
+        from farskip_compile.measure.simulate.picture import draw_prediction
+        from farskip_compile.measure.simulate.predict import predict
+        from farskip_compile.measure.simulate.results import prediction_json
+        from farskip_compile.measure.simulate.scenario import Scenario
+        from farskip_compile.measure.simulate.text import prediction_text
+        from farskip_compile.measure.simulate.trace import write_trace
 
         scenario = Scenario(
             model=model,
@@ -177,7 +177,7 @@ def simulate_command(
 
 
 def _loads(path: Path | None) -> tuple[float, ...] | None:
-    from farskip_compile.json_files import JsonReader, read_json
+    from farskip_compile.base.json_files import JsonReader, read_json
 
     if path is None:
         return None

@@ -33,8 +33,8 @@ def status_command(
     Exit status 0: every model of every process that lives runs every row that was asked for. 1: one does not, or has
     not run yet, or ranks differ or are missing. 2: nothing runs there, or a file can't be read.
     """
-    from farskip_compile.report.processes import folder_of, read_folder
-    from farskip_compile.report.processes_text import table
+    from farskip_compile.records.processes import folder_of, read_folder
+    from farskip_compile.records.processes_text import table
 
     pid = int(where) if where.isdecimal() and not Path(where).is_dir() else None
     with shown_errors(status=2):

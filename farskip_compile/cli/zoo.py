@@ -42,10 +42,10 @@ def zoo_command(
     _quiet()
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.zoo.families import moe_families
-    from farskip_compile.zoo.run import ZooEntry, check_family
-    from farskip_compile.zoo.table import page as markdown
-    from farskip_compile.zoo.table import summary, text
+    from farskip_compile.tools.zoo.families import moe_families
+    from farskip_compile.tools.zoo.run import ZooEntry, check_family
+    from farskip_compile.tools.zoo.table import page as markdown
+    from farskip_compile.tools.zoo.table import summary, text
 
     with working("looking for families in transformers"):
         known = {family.model_type: family for family in moe_families()}
@@ -91,7 +91,7 @@ def read_recorded(path: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: it can't be read, or is something else.
     """
-    from farskip_compile.json_files import JsonReader, read_json
+    from farskip_compile.base.json_files import JsonReader, read_json
 
     way_out = "the JSON file beside a page that `farskip zoo --page` wrote"
     reader = JsonReader(str(path), way_out=way_out)

@@ -22,9 +22,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from farskip_compile.base.json_files import JsonReader, encode, read_json, write_text
 from farskip_compile.costs.curves import ByType, Curves, check_sizes
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import JsonReader, encode, read_json, write_text
 from farskip_compile.text_utils import did_you_mean, shortened
 
 SCHEMA = 2

@@ -22,8 +22,8 @@ from farskip_compile.demo.launch import Done, Tell, run_on_ranks
 from farskip_compile.demo.overlap import OVERLAP
 from farskip_compile.demo.ranks import DROPLESS, INDUCTOR, PADDED, PREFILL, TRAINING, check
 from farskip_compile.demo.results import Demo, DemoCase, DemoComparison
-from farskip_compile.explain import versions
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
+from farskip_compile.tools.explain import versions
 
 RANKS = 2
 TRANSFORMERS = DemoCase(

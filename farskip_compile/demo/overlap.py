@@ -21,10 +21,10 @@ import torch.distributed as dist
 
 from farskip_compile.demo.results import DemoComparison, Variant, slug
 from farskip_compile.errors import FarSkipError
+from farskip_compile.measure.profiling import kernels_visible, merge_traces, overlap, read_trace, record
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
-from farskip_compile.profiling import kernels_visible, merge_traces, overlap, read_trace, record
-from farskip_compile.report.schedule import ScheduleReport, clear_schedules, last_schedules
+from farskip_compile.records.schedule import ScheduleReport, clear_schedules, last_schedules
 
 PLAIN, NONE, FULL = "plain Inductor", "ours, none", "ours, full"
 """plain torch.compile; scheduled by the backend, the function as it is; rewired and scheduled."""

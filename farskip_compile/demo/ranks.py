@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from farskip_compile.backend import backend
+from farskip_compile.compiler.backend import backend
+from farskip_compile.compiler.ranks.leave import leaving
 from farskip_compile.demo.overlap import OverlapCase, run_overlap
 from farskip_compile.demo.results import Check, DemoCase
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.config import LayerKind
-from farskip_compile.ranks.leave import leaving
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.records.compile import CompileReport
 
 TIMEOUT = timedelta(minutes=5)
 Gradients = dict[str, torch.Tensor]

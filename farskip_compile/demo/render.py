@@ -15,11 +15,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from farskip_compile.demo.results import Check, Demo, DemoCase, DemoComparison, bits, number
-from farskip_compile.explain import layout, pages, text
-from farskip_compile.explain.overlappable import independent
+from farskip_compile.measure.profiling.page import pieces
+from farskip_compile.measure.profiling.text import percent, time_text
 from farskip_compile.passes.residual.table import Table as Wiring
-from farskip_compile.profiling.page import pieces
-from farskip_compile.profiling.text import percent, time_text
+from farskip_compile.tools.explain import layout, pages, text
+from farskip_compile.tools.explain.overlappable import independent
 
 STYLES = {True: "bold green", False: "bold red"}
 

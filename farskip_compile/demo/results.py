@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from farskip_compile.json_files import replacing
-from farskip_compile.profiling import OverlapReport
-from farskip_compile.report.compile import CompileReport, Outcome
-from farskip_compile.report.schedule import ScheduleReport
+from farskip_compile.base.json_files import replacing
+from farskip_compile.measure.profiling import OverlapReport
+from farskip_compile.records.compile import CompileReport, Outcome
+from farskip_compile.records.schedule import ScheduleReport
 
 NOTE = "Measured on this machine's loopback; benchmarks/overlap.py measures on a network with limited links."
 WHY_APART = (

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, TorchDynamoPlugin
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 
 

@@ -27,15 +27,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
-from farskip_compile.config import FarSkipConfig, resolve
-from farskip_compile.describe import from_report
+from farskip_compile.compiler.config import FarSkipConfig, resolve
+from farskip_compile.compiler.guard.evidence import ModelEvidence
+from farskip_compile.compiler.guard.forward import guard
 from farskip_compile.errors import ConfigError, ManifestError
-from farskip_compile.guard.evidence import ModelEvidence
-from farskip_compile.guard.forward import guard
 from farskip_compile.integrations.state import NAME, ManifestState
 from farskip_compile.manifest import Manifest
-from farskip_compile.prepare.main import prepare
-from farskip_compile.report.compile import CompileReport, last_reports
+from farskip_compile.records.compile import CompileReport, last_reports
+from farskip_compile.tools.describe import from_report
+from farskip_compile.tools.prepare.main import prepare
 
 WAY_OUT = "leave the model as FarSkip has it; without the callback it trains as it is written"
 REFUSAL = (

@@ -26,9 +26,9 @@ from typing import Any
 from torch import nn
 
 from farskip_compile._compat.modules import unwrapped
+from farskip_compile.compiler.guard.checkpoints import INFO, WATCHED
+from farskip_compile.compiler.guard.forward import is_guarded
 from farskip_compile.errors import OriginalWiringError
-from farskip_compile.guard.checkpoints import INFO, WATCHED
-from farskip_compile.guard.forward import is_guarded
 from farskip_compile.manifest.files import CONFIG
 from farskip_compile.manifest.guarded import is_guarded as is_guarded_text
 from farskip_compile.manifest.lost import refuse_lost

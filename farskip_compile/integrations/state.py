@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from farskip_compile.base.reading import parse_json
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import Manifest, read_manifest
-from farskip_compile.reading import parse_json
 
 NAME = "farskip"
 """Of the submodule."""

@@ -32,16 +32,16 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
-from farskip_compile.config import FarSkipConfig
-from farskip_compile.describe import from_report
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.compiler.guard.checkpoints import guard_saves
+from farskip_compile.compiler.guard.evidence import ModelEvidence
+from farskip_compile.compiler.guard.forward import guard
 from farskip_compile.errors import ConfigError, ManifestError, OriginalWiringError
-from farskip_compile.guard.checkpoints import guard_saves
-from farskip_compile.guard.evidence import ModelEvidence
-from farskip_compile.guard.forward import guard
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest, save_manifest
 from farskip_compile.manifest.found import find_manifest
-from farskip_compile.prepare.main import prepare
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.records.compile import CompileReport
+from farskip_compile.tools.describe import from_report
+from farskip_compile.tools.prepare.main import prepare
 
 STEP, EVALUATION, PREDICTION = "a training step", "an evaluation", "a prediction"
 WAY_OUT = "leave the model as the Trainer has it; without FarSkipCallback it trains as it is written"

@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from farskip_compile.base.json_files import shown
 from farskip_compile.errors import ManifestError
-from farskip_compile.json_files import shown
 from farskip_compile.manifest.record import Manifest
 from farskip_compile.passes.rewire.request import LayerRange, Named
 

@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from farskip_compile.base.json_files import write_text
+from farskip_compile.base.reading import DOCUMENT_BYTES, parse_json, read_bytes
 from farskip_compile.errors import ManifestError
-from farskip_compile.json_files import write_text
 from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
 from farskip_compile.manifest.guarded import guarded, is_guarded, unguarded
 from farskip_compile.manifest.guarded_adapter import guarded_adapter, is_guarded_adapter, unguarded_adapter
 from farskip_compile.manifest.json_text import compact, with_key, without_key
 from farskip_compile.manifest.record import Manifest
-from farskip_compile.reading import DOCUMENT_BYTES, parse_json, read_bytes
 
 FILE = "farskip.json"
 """The manifest's name in a checkpoint folder."""

@@ -24,8 +24,8 @@ from typing import Any
 from torch import nn
 
 from farskip_compile._compat.modules import plain_name, unwrapped
+from farskip_compile.base.json_files import JsonReader
 from farskip_compile.errors import ManifestError
-from farskip_compile.json_files import JsonReader
 from farskip_compile.manifest import patterns
 from farskip_compile.manifest.adapters import names_without_adapters
 from farskip_compile.manifest.patterns import ParameterShape

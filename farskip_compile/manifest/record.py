@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
+from farskip_compile.base.json_files import JsonReader
 from farskip_compile.errors import ManifestError
-from farskip_compile.json_files import JsonReader
 from farskip_compile.manifest.fingerprint import Listed, ParameterFingerprint
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import BadCell, Table

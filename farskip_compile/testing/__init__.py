@@ -14,9 +14,9 @@ of 80 columns. `docs/ci.md` shows a whole test file, and says what each of them 
 `farskip_compile.testing.strategies`, which needs hypothesis, generates models and graphs.
 """
 
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.testing.comparing import relative_difference
 from farskip_compile.testing.equivalence import assert_equivalent, assert_unchanged
-from farskip_compile.testing.fake_ranks import fake_ranks
 from farskip_compile.testing.overlap import assert_overlappable
 from farskip_compile.testing.ranks import assert_same_on_all_ranks
 from farskip_compile.testing.wiring import assert_rewired, assert_wiring

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from farskip_compile.backend import backend
-from farskip_compile.capture import compiled_with
+from farskip_compile.compiler.backend import backend
+from farskip_compile.compiler.guard.activity import original_on_purpose
 from farskip_compile.errors import ConfigError, NoResidualStackError, PartialModelError
-from farskip_compile.guard.activity import original_on_purpose
-from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.testing.comparing import differences, scale_of_gradients
 from farskip_compile.testing.failure import failure, refusals_fail, some
 from farskip_compile.testing.running import ModelRun, named_buffers, named_parameters, run
+from farskip_compile.tools.capture import compiled_with
 
 MOST_SHOWN = 3
 """Of outputs and writes, and of gradients."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 from farskip_compile.passes.residual.table import SubBlock, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.records.compile import CompileReport
 from farskip_compile.testing.failure import failure, some
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all assertions share: a model is captured, and what a failed one says.
 
-Contract: nothing is run (see `farskip_compile.capture`); refusals of the compiler are failures of the assertion. Text
-is plain, no wider than 80 columns where it is ours; that of an error is given as it is.
+Contract: nothing is run (see `farskip_compile.tools.capture`); refusals of the compiler are failures of the assertion.
+Text is plain, no wider than 80 columns where it is ours; that of an error is given as it is.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed
-from farskip_compile.capture import Capture, Then, capture, is_compiled_inside
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError
-from farskip_compile.explain import not_captured
-from farskip_compile.report.compile import Outcome
+from farskip_compile.records.compile import Outcome
+from farskip_compile.tools.capture import Capture, Then, capture, is_compiled_inside
+from farskip_compile.tools.explain import not_captured
 
 WIDTH = 80
 

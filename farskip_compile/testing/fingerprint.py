@@ -20,13 +20,13 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.distributed import group_ranks
-from farskip_compile.capture import Capture
-from farskip_compile.explain.layout import reads_text, short_place
+from farskip_compile.compiler.ranks.identity import source_hash
 from farskip_compile.passes.graph import comms, ops, user_calls
 from farskip_compile.passes.residual.table import Table
-from farskip_compile.ranks.announce import collective_orders
-from farskip_compile.ranks.identity import source_hash
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.records.announcement import collective_orders
+from farskip_compile.records.compile import CompileReport
+from farskip_compile.tools.capture import Capture
+from farskip_compile.tools.explain.layout import reads_text, short_place
 
 NUMBER = "#"
 

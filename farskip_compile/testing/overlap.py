@@ -25,16 +25,16 @@ from torch import nn
 from farskip_compile._compat import inductor
 from farskip_compile._compat.distributed import world_group
 from farskip_compile._compat.generated import generating_only
-from farskip_compile.capture import Capture
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain.overlappable import independent
 from farskip_compile.passes.residual.table import Table, TermKind
 from farskip_compile.passes.schedule.timeline import ScheduledFlight
-from farskip_compile.ranks.announce import Announcement, announcement
-from farskip_compile.report.compile import CompileReport
-from farskip_compile.report.schedule import ScheduleReport
+from farskip_compile.records.announcement import Announcement, announcement
+from farskip_compile.records.compile import CompileReport
+from farskip_compile.records.schedule import ScheduleReport
 from farskip_compile.testing.failure import captured, failure, in_words, some
+from farskip_compile.tools.capture import Capture
+from farskip_compile.tools.explain.overlappable import independent
 
 MOST_SHOWN = 12
 

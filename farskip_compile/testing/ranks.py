@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from farskip_compile._compat.distributed import SILENT_BACKENDS, world_group
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.failure import captured, failure, some
 from farskip_compile.testing.fingerprint import CompileFingerprint, GroupOrder, fingerprint

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 from farskip_compile._compat.modules import plain_name
-from farskip_compile.prepare.preserve_state import copied, state_kept
 from farskip_compile.testing.comparing import local
+from farskip_compile.tools.prepare.preserve_state import copied, state_kept
 
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 

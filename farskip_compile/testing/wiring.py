@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from farskip_compile.config import FarSkipConfig, resolve
+from farskip_compile.compiler.config import FarSkipConfig, resolve
 from farskip_compile.declare import NOTHING
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.records.compile import CompileReport
 from farskip_compile.testing.drawing import drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring
 from farskip_compile.testing.failure import captured, failure, in_words

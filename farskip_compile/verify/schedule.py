@@ -29,7 +29,7 @@ from farskip_compile._compat import inductor
 from farskip_compile._compat.distributed import is_group
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import comms, ops, user_calls
-from farskip_compile.ranks.announce import Announcement, announcement
+from farskip_compile.records.announcement import Announcement, announcement
 from farskip_compile.verify.before import Kept, ScheduleSnapshot
 
 

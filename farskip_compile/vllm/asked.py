@@ -26,13 +26,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.base.reading import parse_json, read_bytes
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.compiler.ranks.identity import source_hash
 from farskip_compile.errors import ConfigError, ManifestError
 from farskip_compile.manifest import Manifest, load_manifest, read_manifest
 from farskip_compile.manifest.amd_keys import has_amd_keys
 from farskip_compile.manifest.files import CONFIG, FILE, KEY
-from farskip_compile.ranks.identity import source_hash
-from farskip_compile.reading import parse_json, read_bytes
 from farskip_compile.text_utils import did_you_mean
 
 ASKED = "farskip"

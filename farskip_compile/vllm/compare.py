@@ -167,8 +167,8 @@ def _model(checkpoint: Path, dtype: str, options: Mapping[str, Any] | None) -> A
     """Transformers' model as a function of ids; `options` of the rewiring, or None for the original wiring."""
     from transformers import AutoModelForCausalLM
 
-    from farskip_compile.guard.forward import unguard
-    from farskip_compile.prepare.main import prepare
+    from farskip_compile.compiler.guard.forward import unguard
+    from farskip_compile.tools.prepare.main import prepare
 
     try:
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval()

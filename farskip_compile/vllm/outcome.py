@@ -12,7 +12,7 @@ import logging
 from typing import Any
 
 from farskip_compile.errors import OriginalWiringError, VerificationError
-from farskip_compile.report.compile import Outcome
+from farskip_compile.records.compile import Outcome
 from farskip_compile.vllm.asked import Asked
 from farskip_compile.vllm.rewiring import AS_ASKED, ran
 

@@ -32,8 +32,8 @@ from farskip_compile.passes.graph.declared import declared, outputs_of
 from farskip_compile.passes.graph.walk import fresh_like
 from farskip_compile.passes.schedule.graph import schedule_graph
 from farskip_compile.passes.schedule.search import MemoryLimits
-from farskip_compile.ranks.announce import Announcement, collective_orders, collective_sizes, insert_announcement
-from farskip_compile.report.schedule import Predicted, ScheduleReport
+from farskip_compile.records.announcement import Announcement, collective_orders, collective_sizes, insert_announcement
+from farskip_compile.records.schedule import Predicted, ScheduleReport
 from farskip_compile.verify.before import remember
 from farskip_compile.verify.schedule import verify_order
 

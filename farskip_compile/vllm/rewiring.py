@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile.backend import Backend
+from farskip_compile.compiler.backend import Backend
 from farskip_compile.errors import OriginalWiringError
-from farskip_compile.ranks.announce import LIBRARY
-from farskip_compile.report.compile import CompileReport, Outcome, publish
-from farskip_compile.report.process_file import note_report
+from farskip_compile.records.announcement import LIBRARY
+from farskip_compile.records.compile import CompileReport, Outcome, publish
+from farskip_compile.records.process_file import note_report
 from farskip_compile.vllm import norms, operators, overlap, shared_memory
 from farskip_compile.vllm.asked import Asked
 

@@ -15,7 +15,7 @@ from torch import fx
 
 from farskip_compile.passes.graph import effects, ops
 from farskip_compile.passes.graph.walk import fresh_like
-from farskip_compile.ranks.announce import LIBRARY
+from farskip_compile.records.announcement import LIBRARY
 
 IN_PLACE, OUT_OF_PLACE = "_C::shm_allreduce", "farskip::shm_all_reduce"
 

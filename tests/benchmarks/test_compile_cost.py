@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from farskip_compile import FarSkipConfig
+from farskip_compile.compiler.pipeline import run
 from farskip_compile.models import build
-from farskip_compile.pipeline import run
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "compile_cost.py"
 

@@ -26,7 +26,7 @@ from distill_bench.run_row import run_rows
 from distill_bench.targets import row_text
 from distill_bench.texts import BEGINNING, split
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
 
 # Rows
 
@@ -86,7 +86,7 @@ def test_a_fold_alone_reads_its_own_number_of_tokens_and_nothing_else_depends_on
     rows = {row.label: row for row in rows_of("deepseek_v3", "topics", SMOKE)}
     model, batches = torch.nn.Module(), iter(range(100))
     data = SimpleNamespace(train=lambda batch: batches, chosen_by=[])
-    with mock.patch("farskip_compile.fold.fold") as fold:
+    with mock.patch("farskip_compile.healing.fold.fold") as fold:
         fold.return_value = SimpleNamespace(tokens=7, reads=[])
         scale = dataclasses.replace(SMOKE, calibration_alone=5)
         runner._folded(model, rows["folded-full"], scale, FarSkipConfig(), data)

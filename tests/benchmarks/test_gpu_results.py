@@ -31,7 +31,7 @@ from gpu_bench.results import (
 
 from farskip_compile.errors import FarSkipError
 from farskip_compile.passes.schedule.timeline import ScheduledFlight
-from farskip_compile.report.schedule import ScheduleReport
+from farskip_compile.records.schedule import ScheduleReport
 
 EXCHANGE, WAIT = (
     "torch.ops._c10d_functional.all_to_all_single.default",

@@ -119,8 +119,8 @@ sys.meta_path = [one for one in sys.meta_path if "editable" not in repr(one).low
 sys.path.insert(0, {str(ROOT / "benchmarks")!r})
 from gpu_bench.checkout import use_checkout
 use_checkout()
-import gpu_bench.run, farskip_compile.calibrate.main, farskip_compile.passes, farskip_compile.models
-from farskip_compile.backend import backend
+import gpu_bench.run, farskip_compile.measure.calibrate.main, farskip_compile.passes, farskip_compile.models
+from farskip_compile.compiler.backend import backend
 backend(connectivity="full")
 print(farskip_compile.__file__, farskip_compile.passes.__file__)
 """

@@ -14,8 +14,9 @@ import pytest
 from harness.commands import FASTEST, SLOWEST
 from overlap_bench import cells, settings
 from overlap_bench.alone import Probe, find_rate
+from overlap_bench.ask import ask
 from overlap_bench.cells import Cell, CellError, Group
-from overlap_bench.launch import ask, desk
+from overlap_bench.launch import desk
 
 # The grid
 

@@ -17,7 +17,7 @@ from overlap_bench.inductor import CodeFacts, facts, flights, without_counters
 from overlap_bench.profiled import peak_of
 from overlap_bench.steps import compare, interleaved
 
-from farskip_compile.profiling import Collective, CollectiveDevice, Trace
+from farskip_compile.measure.profiling import Collective, CollectiveDevice, Trace
 
 # Timing and comparing
 
@@ -148,7 +148,7 @@ def test_kernels_are_called_after_what_was_fused_alone():
     code = f'torch::aot_inductor::RAIIAtenRecordFunctionHandle record_{name}_("{name}", nullptr);\nx = y_17;'
     clean = 'torch::aot_inductor::RAIIAtenRecordFunctionHandle record_kernel_("cpp_fused_add_mul", nullptr);\nx = y_17;'
     assert without_counters(code) == clean
-    from farskip_compile.profiling.events import is_fused_kernel
+    from farskip_compile.measure.profiling.events import is_fused_kernel
 
     assert is_fused_kernel("cpp_fused_add_mul")  # still counts as compute
 
@@ -185,8 +185,8 @@ def test_the_profiler_shows_backward_and_memory(one_rank, tmp_path):
     from overlap_bench.steps import BACKWARD
     from torch.profiler import record_function
 
-    from farskip_compile.profiling import record
-    from farskip_compile.profiling.chrome import load
+    from farskip_compile.measure.profiling import record
+    from farskip_compile.measure.profiling.chrome import load
 
     weight = torch.ones(1000, requires_grad=True)
 

@@ -16,7 +16,7 @@ from paper_bench.predicted import FromStepTime, Predicted, Row
 from paper_bench.published import PUBLISHED, six_layers
 from paper_tables import overlap_table, own_cells, own_table, speed_table, step_time_table, targets, time_table
 
-from farskip_compile.simulate import Scenario
+from farskip_compile.measure.simulate import Scenario
 
 
 def predicted(published: float, farskip: float = 0.0, **changes: float) -> Predicted:
@@ -172,7 +172,7 @@ def test_speed_ups_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
         also = two if scenario.micro_batches == 2 else cut
         return SimpleNamespace(written=step(2.0), also=also, scheduled_speedup=1.1, speedup=1.2, took=took)
 
-    monkeypatch.setattr("farskip_compile.simulate.predict", predict)
+    monkeypatch.setattr("farskip_compile.measure.simulate.predict", predict)
     found = {known.name: _predict(index) for index, known in enumerate(OTHERS)}
     assert {(row.cut, row.farskip_cut) for row in found.values()} == {(1.25, 1.6)}
     assert (found["megatron-1f1b"].batches, found["megatron-1f1b"].farskip_batches) == (1.6, 2.0)

@@ -31,7 +31,7 @@ FOUND = Found(
 
 def test_every_point_is_a_scenario() -> None:
     pytest.importorskip("transformers")
-    from farskip_compile.simulate import Scenario
+    from farskip_compile.measure.simulate import Scenario
 
     names = [sweep.name for sweep in SWEEPS.values()]
     assert len(set(names)) == len(names)
@@ -43,7 +43,7 @@ def test_every_point_is_a_scenario() -> None:
 def test_two_sequences_have_the_tokens_that_one_has_in_other_sweeps() -> None:
     """A micro-batch is a sequence; rows of two sweeps can be compared."""
     pytest.importorskip("transformers")
-    from farskip_compile.simulate import Scenario
+    from farskip_compile.measure.simulate import Scenario
 
     whole, parts = ([Scenario(**point.options) for point in SWEEPS[name].points()] for name in ("ranks-v3", "pieces"))
     assert {one.tokens for one in parts} == {one.tokens for one in whole}

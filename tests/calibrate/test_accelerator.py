@@ -15,11 +15,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from farskip_compile.calibrate import kernels, main, stopwatch
-from farskip_compile.calibrate.collectives import Collectives
-from farskip_compile.calibrate.kernels import ProductBench
-from farskip_compile.calibrate.stopwatch import AHEAD, LEAST, Budget, Stopwatch
 from farskip_compile.costs import load_profile
+from farskip_compile.measure.calibrate import kernels, main, stopwatch
+from farskip_compile.measure.calibrate.collectives import Collectives
+from farskip_compile.measure.calibrate.kernels import ProductBench
+from farskip_compile.measure.calibrate.stopwatch import AHEAD, LEAST, Budget, Stopwatch
 from tests.calibrate.test_measuring import TINY
 
 CUDA = torch.device("cuda")

@@ -12,11 +12,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from farskip_compile.calibrate import Calibration, MeasuredPoint, calibrate, calibrate_link, calibration_text, main
-from farskip_compile.calibrate.collectives import monotone
-from farskip_compile.calibrate.findings import LinkFindings, MemoryFigures, Uneven, with_compute, with_link
-from farskip_compile.calibrate.kernels import SOFTMAX_OPS, ProductBench, softmax_rate
-from farskip_compile.calibrate.stopwatch import (
+from farskip_compile.costs import COLLECTIVE_KINDS, Curve, Sample, collective_seconds, load_profile
+from farskip_compile.errors import ConfigError
+from farskip_compile.measure.calibrate import (
+    Calibration,
+    MeasuredPoint,
+    calibrate,
+    calibrate_link,
+    calibration_text,
+    main,
+)
+from farskip_compile.measure.calibrate.collectives import monotone
+from farskip_compile.measure.calibrate.findings import LinkFindings, MemoryFigures, Uneven, with_compute, with_link
+from farskip_compile.measure.calibrate.kernels import SOFTMAX_OPS, ProductBench, softmax_rate
+from farskip_compile.measure.calibrate.stopwatch import (
     MOST,
     QUICK_SECONDS,
     Budget,
@@ -27,8 +36,6 @@ from farskip_compile.calibrate.stopwatch import (
     grids,
     rotating,
 )
-from farskip_compile.costs import COLLECTIVE_KINDS, Curve, Sample, collective_seconds, load_profile
-from farskip_compile.errors import ConfigError
 
 CPU = torch.device("cpu")
 TINY = Grids(

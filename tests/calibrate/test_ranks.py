@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from farskip_compile.calibrate import calibrate, calibrate_compute, calibrate_link, main
-from farskip_compile.calibrate.collectives import FULLER, Collectives
-from farskip_compile.calibrate.ranks import MeasuredGroup
 from farskip_compile.costs import COLLECTIVE_KINDS, load_profile
 from farskip_compile.errors import ConfigError
+from farskip_compile.measure.calibrate import calibrate, calibrate_compute, calibrate_link, main
+from farskip_compile.measure.calibrate.collectives import FULLER, Collectives
+from farskip_compile.measure.calibrate.ranks import MeasuredGroup
 from tests.calibrate.test_measuring import CPU, TINY
 from tests.distributed.ranks import run_ranks
 

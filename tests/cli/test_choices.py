@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from farskip_compile.cli import choices
-from farskip_compile.config.checks import Inner
-from farskip_compile.distill.config import Precision
-from farskip_compile.heal.settings import DTYPES, RecipeName
+from farskip_compile.compiler.config.checks import Inner
+from farskip_compile.healing.distill.config import Precision
+from farskip_compile.healing.heal.settings import DTYPES, RecipeName
+from farskip_compile.healing.texts.loaders import LossOn
+from farskip_compile.measure.simulate.scenario import ExpertExchange, Phase, ProductDtype
 from farskip_compile.passes.rewire.request import Named
-from farskip_compile.simulate.scenario import ExpertExchange, Phase, ProductDtype
-from farskip_compile.texts.loaders import LossOn
 from farskip_compile.vllm.compare import TOLERANCE
 
 

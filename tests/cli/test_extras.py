@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from farskip_compile.extras import EXTRAS, INSTALLED_BY, SPELLED
+from farskip_compile.base.extras import EXTRAS, INSTALLED_BY, SPELLED
 from tests.cli.terminals import environment, with_pipes
 from tests.structure.sources import ROOT, modules
 

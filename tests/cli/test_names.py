@@ -26,10 +26,10 @@ from farskip_compile.costs import load_profile
 from farskip_compile.demo.render import page
 from farskip_compile.demo.results import DemoCase
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import RefusedModel
-from farskip_compile.explain.pages import render
-from farskip_compile.explain.text import refusal
 from farskip_compile.text_utils import UNPRINTABLE, printable, shortened
+from farskip_compile.tools.explain import RefusedModel
+from farskip_compile.tools.explain.pages import render
+from farskip_compile.tools.explain.text import refusal
 from tests.explain.sample_reports import demo, farskip_report
 from tests.reading.malformed import EVIL
 

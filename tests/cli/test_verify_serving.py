@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from farskip_compile import extras
+from farskip_compile.base import extras
 from farskip_compile.cli import app
 from farskip_compile.errors import VerificationError
 from farskip_compile.vllm import compare as comparing

@@ -13,11 +13,11 @@ from torch import fx
 from torch._inductor import config as inductor_config
 
 from farskip_compile._compat import inductor, kernel_memory
-from farskip_compile.calibrate.kernels import SOFTMAX_OPS
 from farskip_compile.costs import Curve, Curves, OpCost, SizeHints, load_profile, op_cost, op_seconds
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.fusion import LARGE, fresh_bytes
 from farskip_compile.costs.loops import kernel_ops, loop_ops, transposed_bytes
+from farskip_compile.measure.calibrate.kernels import SOFTMAX_OPS
 from tests.costs.traced import only, trace, trace_fake
 
 aten = torch.ops.aten

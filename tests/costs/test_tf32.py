@@ -11,10 +11,10 @@ import torch
 from torch import fx
 
 from farskip_compile import FarSkipConfig
+from farskip_compile.compiler.ranks.identity import identity_of
 from farskip_compile.costs import load_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.operators import tf32_allowed
-from farskip_compile.ranks.identity import identity_of
 
 
 def old(allowed: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.batches import IGNORED, Feed, as_batch
+from farskip_compile.healing.causal.batches import IGNORED, Feed, as_batch
 
 CPU = torch.device("cpu")
 IDS = torch.arange(40).view(10, 4)

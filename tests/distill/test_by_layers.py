@@ -9,8 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from farskip_compile import ConfigError, PartialModelError
-from farskip_compile.distill import self_distill
-from farskip_compile.testing.fake_ranks import fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
+from farskip_compile.healing.distill import self_distill
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights
 from tests.distill.test_self_distill import Aliased
@@ -99,7 +99,7 @@ def test_layers_that_can_not_be_told_are_refused():
 def test_layers_that_are_computed_again():
     pytest.importorskip("transformers")
     from farskip_compile.models.transformers_form import tiny_deepseek_v3
-    from farskip_compile.prepare import prepare
+    from farskip_compile.tools.prepare import prepare
 
     found = []
     for again in (False, True):

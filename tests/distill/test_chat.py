@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from farskip_compile import ConfigError
-from farskip_compile.texts.chat import check_tokenizer, completion, conversation, rendered
+from farskip_compile.healing.texts.chat import check_tokenizer, completion, conversation, rendered
 from tests.distill.text_common import FORGETFUL, LATE, MARKED, PLAIN, chat_line, tokenizer
 
 TURNS = ("What is 東京?", "A city 🎉.", "Thanks", "You are welcome")

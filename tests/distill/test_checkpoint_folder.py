@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from farskip_compile import describe
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.distill.checkpoints import save_checkpoint
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.distill.checkpoints import save_checkpoint
 from tests.guard.tiny import IDS, tiny
 from tests.interrupted import interrupted
 

@@ -10,9 +10,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from farskip_compile.causal.asking import Asking
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.losses import next_token_loss
+from farskip_compile.healing.causal.asking import Asking
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.losses import next_token_loss
 from tests.compare import relative_difference
 from tests.distill.common import VOCABULARY, batches, small
 from tests.distributed.ranks import run_ranks

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from farskip_compile.backend import backend
-from farskip_compile.causal.asking import Asking
-from farskip_compile.causal.batches import IGNORED, as_batch
-from farskip_compile.causal.evaluate import Evaluation
-from farskip_compile.causal.losses import agreement, by_sequence, forward_kl, next_token_loss
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.causal.teacher import FrozenTeacher, TopLogits
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.backend import backend
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.healing.causal.asking import Asking
+from farskip_compile.healing.causal.batches import IGNORED, as_batch
+from farskip_compile.healing.causal.evaluate import Evaluation
+from farskip_compile.healing.causal.losses import agreement, by_sequence, forward_kl, next_token_loss
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.causal.teacher import FrozenTeacher, TopLogits
 from farskip_compile.models import FarSkipForm
 from tests.distill.common import VOCABULARY, batches, small
 
@@ -190,7 +190,7 @@ def test_an_evaluation_of_hidden_states_is_that_of_logits(batch, monkeypatch):
         return of_teacher(one)
 
     for room in (2**30, 3 * 7 * 8 * 8 + 1, 0):
-        monkeypatch.setattr("farskip_compile.causal.evaluate.KEPT", room)
+        monkeypatch.setattr("farskip_compile.healing.causal.evaluate.KEPT", room)
         evaluation = Evaluation(given, counted, ranks, 4 * ROW)
         asked.clear()
         found = evaluation(lambda one: ours.of(model)(one).said, model)

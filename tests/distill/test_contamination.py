@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from farskip_compile import ConfigError
-from farskip_compile.distill import text_batches
-from farskip_compile.texts import contamination
-from farskip_compile.texts.contamination import find_overlap, shared_runs
+from farskip_compile.healing.distill import text_batches
+from farskip_compile.healing.texts import contamination
+from farskip_compile.healing.texts.contamination import find_overlap, shared_runs
 from tests.distill.text_common import PLAIN, chat_line, tokenizer, write_lines
 
 pytestmark = pytest.mark.xdist_group("jobs")

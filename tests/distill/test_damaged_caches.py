@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.teacher import FrozenTeacher
-from farskip_compile.distill.teacher_cache import CachedTeacher
 from farskip_compile.errors import ConfigError, DistillationError, FarSkipError
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.teacher import FrozenTeacher
+from farskip_compile.healing.distill.teacher_cache import CachedTeacher
 from tests.distill.common import small
 from tests.distill.damage import DATA, QUICK, Kept, damages, result_of
 from tests.test_json_files import not_a_file

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.distill import DistillConfig
-from farskip_compile.distill.records import Records
+from farskip_compile.base.json_files import sealed
 from farskip_compile.errors import DistillationError
-from farskip_compile.json_files import sealed
+from farskip_compile.healing.distill import DistillConfig
+from farskip_compile.healing.distill.records import Records
 from tests.distill.damage import QUICK, changed, result_of
 from tests.test_json_files import not_a_file
 

@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.distill import DistillConfig
-from farskip_compile.distill.run import DistillRun
-from farskip_compile.distill.states import Progress, write_state
+from farskip_compile.base.json_files import sealed
 from farskip_compile.errors import DistillationError, FarSkipError, FarSkipWarning
-from farskip_compile.json_files import sealed
+from farskip_compile.healing.distill import DistillConfig
+from farskip_compile.healing.distill.run import DistillRun
+from farskip_compile.healing.distill.states import Progress, write_state
 from tests.distill.common import EAGER, batches, small, weights
 from tests.distill.damage import DATA, QUICK, Damage, Kept, damages, result_of
 from tests.test_json_files import not_a_file

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from farskip_compile import ConfigError
-from farskip_compile.texts.documents import read_source, rows
+from farskip_compile.healing.texts.documents import read_source, rows
 from tests.distill.text_common import chat_line, write_lines
 
 

@@ -9,10 +9,10 @@ import json
 import pytest
 import torch
 
-import farskip_compile.fold
+import farskip_compile.healing.fold
 from farskip_compile import ConfigError
-from farskip_compile.distill import self_distill
-from farskip_compile.fold import fold
+from farskip_compile.healing.distill import self_distill
+from farskip_compile.healing.fold import fold
 from tests.distill.common import EAGER, weights
 from tests.fold import by_hand
 from tests.fold.test_fold import batches
@@ -67,7 +67,7 @@ def test_a_resumed_run_does_not_fold_again(whole, tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         self_distill(by_hand.Model(3), Short(DATA), output=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.glob("state-*")] == ["state-00000000"]
-    monkeypatch.setattr(farskip_compile.fold, "fold", None)
+    monkeypatch.setattr(farskip_compile.healing.fold, "fold", None)
     done = self_distill(by_hand.Model(3), DATA, output=tmp_path, **OPTIONS)
     assert all(torch.equal(value, weights(whole[0].model)[name]) for name, value in weights(done.model).items())
     assert (done.folded, done.notes, done.after) == (whole[0].folded, whole[0].notes, whole[0].after)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.asking import Asking
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.head import find_head
-from farskip_compile.distill import self_distill
+from farskip_compile.healing.causal.asking import Asking
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.head import find_head
+from farskip_compile.healing.distill import self_distill
 from tests.distill.common import EAGER, VOCABULARY, batches, small
 
 CPU = torch.device("cpu")

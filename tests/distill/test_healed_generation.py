@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import farskip_compile
-from farskip_compile.distill import self_distill
+from farskip_compile.healing.distill import self_distill
 from tests.models.test_generation import deepseek as deepseek_v3
 from tests.models.test_generation import generate, mixtral, oracle
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.identity import checksum
-from farskip_compile.distill.teacher_cache import CachedTeacher
+from farskip_compile.healing.causal.identity import checksum
+from farskip_compile.healing.distill.teacher_cache import CachedTeacher
 from tests.distill.common import small
 
 
@@ -96,7 +96,7 @@ def test_the_same_model() -> None:
 
 def test_another_process_gives_the_same() -> None:
     """Built-in models hold process groups and sets: no address and no order of hashes may be in it."""
-    program = "from tests.distill.common import small; from farskip_compile.causal.identity import checksum\n"
+    program = "from tests.distill.common import small; from farskip_compile.healing.causal.identity import checksum\n"
     program += "from tests.distill.test_identity import Model; print(checksum(small()), checksum(Model()))"
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.split() == [checksum(small()), checksum(Model())]

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import farskip_compile
 from farskip_compile import ConfigError
 from farskip_compile.cli import app
-from farskip_compile.distill import text_batches
-from farskip_compile.distill.job import read_job
+from farskip_compile.healing.distill import text_batches
+from farskip_compile.healing.distill.job import read_job
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 from tests.distill.text_common import PLAIN, chat_line, write_lines
 from tests.prose import PROSE as TEXT

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from farskip_compile.causal.batches import IGNORED
-from farskip_compile.causal.losses import agreement, forward_kl, next_token_loss
-from farskip_compile.causal.teacher import TopLogits
+from farskip_compile.healing.causal.batches import IGNORED
+from farskip_compile.healing.causal.losses import agreement, forward_kl, next_token_loss
+from farskip_compile.healing.causal.teacher import TopLogits
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.asking import ModelOutput
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.distill.stream import mismatch, stream_layers, weight_at
+from farskip_compile.healing.causal.asking import ModelOutput
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.distill.stream import mismatch, stream_layers, weight_at
 
 TARGETS = torch.tensor([[1, 2, -100, 4], [-100, -100, 3, 2]])
 

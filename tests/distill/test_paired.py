@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.evaluate import Evaluation, HeldOut, paired
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.causal.teacher import FrozenTeacher
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.evaluate import Evaluation, HeldOut, paired
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.causal.teacher import FrozenTeacher
 from tests.distill.common import batches, small
 
 CPU = torch.device("cpu")

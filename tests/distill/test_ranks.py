@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile import ConfigError, load_manifest
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.distill import self_distill
-from farskip_compile.json_files import unsealed
+from farskip_compile.base.json_files import unsealed
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.distill import self_distill
 from farskip_compile.models import ParallelConfig
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights

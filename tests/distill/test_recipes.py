@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.distill import DistillConfig, self_distill
-from farskip_compile.distill.optimizer import beta2_for, usual_rate
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.distill import DistillConfig, self_distill
+from farskip_compile.healing.distill.optimizer import beta2_for, usual_rate
 from tests.distill.common import EAGER, batches, small
 
 HELD_OUT = batches(1, seed=7)

@@ -9,11 +9,11 @@ import torch
 pytest.importorskip("transformers")
 
 from farskip_compile import ConfigError, clear_reports, last_reports
-from farskip_compile.causal.identity import checksum
-from farskip_compile.distill import self_distill
-from farskip_compile.distill.recomputing import recomputing
+from farskip_compile.healing.causal.identity import checksum
+from farskip_compile.healing.distill import self_distill
+from farskip_compile.healing.distill.recomputing import recomputing
 from farskip_compile.models.transformers_form import tiny_deepseek_v3
-from farskip_compile.prepare import prepare
+from farskip_compile.tools.prepare import prepare
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, batches, small, weights
 

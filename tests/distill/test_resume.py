@@ -15,7 +15,7 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader, TensorDataset
 
 from farskip_compile import ConfigError, FarSkipWarning
-from farskip_compile.distill import self_distill
+from farskip_compile.healing.distill import self_distill
 from tests.distill.common import EAGER, batches, small, weights
 
 pytestmark = pytest.mark.xdist_group("resumed runs")  # one worker, so that the whole run is made once

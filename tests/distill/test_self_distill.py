@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from farskip_compile import ConfigError, DenseModelError, LayerRangeError, load_manifest
-from farskip_compile.distill import self_distill
 from farskip_compile.errors import DistillationError
+from farskip_compile.healing.distill import self_distill
 from farskip_compile.models import FarSkipForm
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, batches, small, weights

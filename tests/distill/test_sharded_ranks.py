@@ -15,13 +15,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from farskip_compile import ConfigError, describe, load_manifest
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.causal.teacher import FrozenTeacher
-from farskip_compile.causal.tensor_files import local
-from farskip_compile.distill import self_distill
-from farskip_compile.distill.checkpoints import save_checkpoint
-from farskip_compile.json_files import unsealed
+from farskip_compile.base.json_files import unsealed
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.causal.teacher import FrozenTeacher
+from farskip_compile.healing.causal.tensor_files import local
+from farskip_compile.healing.distill import self_distill
+from farskip_compile.healing.distill.checkpoints import save_checkpoint
 from farskip_compile.models import ParallelConfig
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights
@@ -234,7 +234,7 @@ def test_what_is_sharded_otherwise_is_refused():
 
 def saved_on_rank(rank, world_size, folder):
     from farskip_compile.models.transformers_form import tiny_deepseek_v3
-    from farskip_compile.prepare import prepare
+    from farskip_compile.tools.prepare import prepare
 
     model = tiny_deepseek_v3()
     prepare(model)

@@ -9,13 +9,13 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from farskip_compile.causal.batches import Position
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.causal.tensor_files import local
-from farskip_compile.distill.best import Best
-from farskip_compile.distill.snapshot import TrainingSnapshot
-from farskip_compile.distill.states import Progress, RestoredState
-from farskip_compile.testing.fake_ranks import fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
+from farskip_compile.healing.causal.batches import Position
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.causal.tensor_files import local
+from farskip_compile.healing.distill.best import Best
+from farskip_compile.healing.distill.snapshot import TrainingSnapshot
+from farskip_compile.healing.distill.states import Progress, RestoredState
 
 PROGRESS = Progress(taken=2, tokens=3, epoch=0, batches=1, best_score=0.5, best_step=1, waited=1)
 

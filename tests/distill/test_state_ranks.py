@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile import ConfigError, FarSkipWarning
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.distill.states import Progress, read_newest, write_state
 from farskip_compile.errors import DistillationError
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.distill.states import Progress, read_newest, write_state
 from tests.distributed.ranks import run_ranks
 
 ABOUT = {"configuration": "c", "number of ranks": 2}

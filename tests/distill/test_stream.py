@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.asking import ModelOutput
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.ranks import TrainingRanks
-from farskip_compile.distill import self_distill
-from farskip_compile.distill.stream import mismatch, stream_layers
+from farskip_compile.healing.causal.asking import ModelOutput
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.ranks import TrainingRanks
+from farskip_compile.healing.distill import self_distill
+from farskip_compile.healing.distill.stream import mismatch, stream_layers
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, VOCABULARY, batches, weights
 from tests.distributed.ranks import run_ranks

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from farskip_compile import ConfigError
-from farskip_compile.causal.batches import as_batch
-from farskip_compile.causal.identity import checksum
-from farskip_compile.causal.teacher import FrozenTeacher
-from farskip_compile.distill import self_distill
-from farskip_compile.distill.teacher_cache import CachedTeacher, sequence_keys
+from farskip_compile.healing.causal.batches import as_batch
+from farskip_compile.healing.causal.identity import checksum
+from farskip_compile.healing.causal.teacher import FrozenTeacher
+from farskip_compile.healing.distill import self_distill
+from farskip_compile.healing.distill.teacher_cache import CachedTeacher, sequence_keys
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights
 
 CPU = torch.device("cpu")

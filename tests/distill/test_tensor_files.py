@@ -14,9 +14,9 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from farskip_compile.causal.tensor_files import Seal, library, local, read_tensors, write_tensors
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.errors import ConfigError, DistillationError
-from farskip_compile.testing.fake_ranks import fake_ranks
+from farskip_compile.healing.causal.tensor_files import Seal, library, local, read_tensors, write_tensors
 from tests.test_json_files import not_a_file
 
 SHARED = torch.arange(6.0)

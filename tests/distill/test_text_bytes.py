@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from farskip_compile.texts.text_bytes import bytes_before, bytes_by_token
+from farskip_compile.healing.texts.text_bytes import bytes_before, bytes_by_token
 from tests.distill.text_common import TEXT, tokenizer
 
 MADE = tokenizer()

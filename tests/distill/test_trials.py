@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from farskip_compile import ConfigError
-from farskip_compile.distill import self_distill, trials
 from farskip_compile.errors import DistillationError
+from farskip_compile.healing.distill import self_distill, trials
 from tests.distill.common import EAGER, batches, small, weights
 
 pytestmark = pytest.mark.xdist_group("trials")  # one worker, so that the tried run is made once

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from farskip_compile.models.generic_form import GenericFarSkipForm
-from farskip_compile.prepare import register_expert_parallel
+from farskip_compile.tools.prepare import register_expert_parallel
 from tests.compare import relative_difference, run_with_gradients
 from tests.compile_each import compile_each
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessException
 
-from farskip_compile.ranks.leave import leaving
+from farskip_compile.compiler.ranks.leave import leaving
 from tests.economy import collect_rarely
 
 PRELOADED = [

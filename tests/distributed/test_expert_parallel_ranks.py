@@ -13,7 +13,7 @@ from torch import nn
 
 import farskip_compile
 from farskip_compile import ConfigError, PartialModelError
-from farskip_compile.prepare import register_expert_parallel
+from farskip_compile.tools.prepare import register_expert_parallel
 from tests.distributed.ranks import run_ranks
 
 pytest.importorskip("transformers")

@@ -19,9 +19,9 @@ from torch import fx
 
 import farskip_compile
 from farskip_compile._compat import collectives, lookup_backend
+from farskip_compile.compiler.inductor_passes.micro_batches import cut_in_micro_batches
+from farskip_compile.compiler.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.costs import default_profile
-from farskip_compile.inductor_passes.micro_batches import cut_in_micro_batches
-from farskip_compile.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.notes import is_piece

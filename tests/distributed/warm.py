@@ -14,9 +14,9 @@ import torch
 
 import farskip_compile
 from farskip_compile._compat.generated import generating_only
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.report.compile import clear_reports
-from farskip_compile.testing.fake_ranks import fake_ranks
+from farskip_compile.records.compile import clear_reports
 
 
 def compile_once() -> None:

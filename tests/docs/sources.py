@@ -20,7 +20,7 @@ from tests.structure.sources import ROOT, modules
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 MODULES = modules()
-INTERNAL = ("farskip_compile.config", "farskip_compile.reading")
+INTERNAL = ("farskip_compile.compiler.config", "farskip_compile.base.reading")
 """They say what other modules of the package may import; `FarSkipConfig` is public elsewhere."""
 _MARKDOWN = MarkdownIt("commonmark").enable("table")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import MISSING, fields
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import why_indispensable
 from tests.docs.blocks import ROOT

@@ -25,10 +25,10 @@ pytest.importorskip("lm_eval")
 from lm_eval.tasks import TaskManager
 
 from farskip_compile.cli.terminal import Terminal
-from farskip_compile.evaluation.difference import Comparison, Measured, MetricLine
-from farskip_compile.evaluation.table import comparison_table
+from farskip_compile.healing.evaluation.difference import Comparison, Measured, MetricLine
+from farskip_compile.healing.evaluation.table import comparison_table
 
-OF_RUN = "farskip_compile.evaluation.run.TaskManager"
+OF_RUN = "farskip_compile.healing.evaluation.run.TaskManager"
 TASKS = Path(__file__).parent / "tasks"
 WIDTHS = pytest.mark.parametrize("columns", [80, 120])
 
@@ -158,7 +158,7 @@ UNLIMITED = Comparison(tuple(replace(one, limit=None) for one in FINE.lines), EV
 
 
 def printed(found: Comparison, columns: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr("farskip_compile.evaluation.run.evaluate", lambda *_, **__: found)
+    monkeypatch.setattr("farskip_compile.healing.evaluation.run.evaluate", lambda *_, **__: found)
     result = run("one", "other", "--tasks", "x", columns=columns)
     assert result.exit_code == (0 if found.holds else 1)
     assert not UNPRINTABLE.search(result.output)

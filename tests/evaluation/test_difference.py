@@ -14,7 +14,14 @@ from farskip_compile.errors import ConfigError
 
 pytest.importorskip("lm_eval")
 
-from farskip_compile.evaluation.difference import Measured, MetricLimits, MetricLine, compare, mean, paired_error
+from farskip_compile.healing.evaluation.difference import (
+    Measured,
+    MetricLimits,
+    MetricLine,
+    compare,
+    mean,
+    paired_error,
+)
 
 NONE = MetricLimits({})
 

@@ -19,7 +19,7 @@ import farskip_compile
 from farskip_compile.errors import ConfigError, ManifestError, OriginalWiringError
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from farskip_compile.passes.residual.table import NOTHING
-from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.records.compile import CompileReport, Outcome
 from tests.evaluation.checkpoints import model, save, save_healed, tokenizer
 
 pytest.importorskip("lm_eval")
@@ -27,7 +27,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from farskip_compile.evaluation import FarSkipLM
+from farskip_compile.healing.evaluation import FarSkipLM
 
 PAIRS = [("The stack", " of rows"), ("a", "b"), ("term", " t"), ("graph", " reads the sum of them all"), ("x", " y")]
 TEXTS = ["a row of terms", "x", "one, two, three, four and five"]

@@ -7,7 +7,7 @@ from farskip_compile.demo.results import Check, Demo, DemoCase
 from farskip_compile.errors import Where
 from farskip_compile.passes.residual.table import SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.records.compile import CompileReport, Outcome
 
 
 def farskip_report(layers: str, rewired: range | None = None) -> CompileReport:

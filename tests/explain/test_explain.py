@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import explain
 from farskip_compile.models import build
+from farskip_compile.tools.explain import explain
 from tests import sample_models
 from tests.graphs import Layer, MoE, Stack, table_of
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.demo import render as terminal
 from farskip_compile.demo.render import page
 from farskip_compile.demo.results import DemoCase, over_ranks
 from farskip_compile.errors import ConfigError
-from farskip_compile.explain import Explanation, RefusedModel, layout, pages
-from farskip_compile.explain import text as render_text
-from farskip_compile.explain.layout import Cell, cells, counted, reads_text, short_place, shown_layers
-from farskip_compile.explain.overlappable import independent
 from farskip_compile.passes.residual.termset import TermSet
+from farskip_compile.tools.explain import Explanation, RefusedModel, layout, pages
+from farskip_compile.tools.explain import text as render_text
+from farskip_compile.tools.explain.layout import Cell, cells, counted, reads_text, short_place, shown_layers
+from farskip_compile.tools.explain.overlappable import independent
 from tests.explain.sample_reports import check, demo, farskip_report
 from tests.pictures import assert_readable, kept_figures
 
@@ -137,7 +137,7 @@ def test_refusals_show_reason_place_and_way_out():
 
 
 def test_pictures_of_any_depth(tmp_path):
-    render_png = pytest.importorskip("farskip_compile.explain.png")
+    render_png = pytest.importorskip("farskip_compile.tools.explain.png")
     pytest.importorskip("matplotlib")
     with kept_figures() as figures:
         for name, report in (("small", SMALL), ("deep", DEEP)):

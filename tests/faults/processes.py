@@ -20,8 +20,8 @@ from torch import fx, nn
 import farskip_compile
 from farskip_compile._compat.distributed import process_group_store
 from farskip_compile.models import FarSkipForm, build
-from farskip_compile.ranks.announce import Announcement
-from farskip_compile.report.schedule import ScheduleReport
+from farskip_compile.records.announcement import Announcement
+from farskip_compile.records.schedule import ScheduleReport
 from tests.faults.programs import Exchanging, Fault, broken, results
 
 IDS = torch.arange(12).view(2, 6)

@@ -37,9 +37,9 @@ from torch._inductor.graph import GraphLowering
 from torch.distributed import distributed_c10d
 
 from farskip_compile._compat.distributed import world_store
+from farskip_compile.compiler.ranks import agree
+from farskip_compile.compiler.ranks.failures import report_failure
 from farskip_compile.errors import FarSkipError
-from farskip_compile.ranks import agree
-from farskip_compile.ranks.failures import report_failure
 from tests.faults.outcomes import reached
 
 ON_PURPOSE = "broken on purpose"
@@ -55,7 +55,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     CACHE: (pathlib.Path, "rename"),
     "normalize": ("farskip_compile.passes.normalize", "normalize"),
     "rewire": ("farskip_compile.passes.rewire", "rewire"),
-    "verify": ("farskip_compile.pipeline", "verify"),
+    "verify": ("farskip_compile.compiler.pipeline", "verify"),
 }
 """Where something can go wrong in a compile: module or class, and the function of it."""
 

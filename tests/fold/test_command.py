@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from farskip_compile import load_manifest, prepare
 from farskip_compile.cli import app
-from farskip_compile.fold.record import Folded, FoldedRead, LeftAlone
-from farskip_compile.fold.text import fold_table
+from farskip_compile.healing.fold.record import Folded, FoldedRead, LeftAlone
+from farskip_compile.healing.fold.text import fold_table
+from farskip_compile.healing.texts.loaders import text_batches
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
-from farskip_compile.texts.loaders import text_batches
 from tests.prose import PROSE as TEXT
 
 SIZES = ["--sequence-length", "16", "--batch-size", "4", "--tokens", "1024", "--held-out-tokens", "256"]

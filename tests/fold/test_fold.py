@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from farskip_compile import ConfigError
-from farskip_compile.fold import fold
-from farskip_compile.fold.lab import Lab
+from farskip_compile.healing.fold import fold
+from farskip_compile.healing.fold.lab import Lab
 from tests.compare import relative_difference
 from tests.fold import by_hand
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile import ConfigError
-from farskip_compile.fold import fold
+from farskip_compile.healing.fold import fold
 from farskip_compile.models import ParallelConfig
 from tests.compare import relative_difference
 from tests.distill.common import batches, small, weights

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from farskip_compile.fold.basis import SCALES, Basis, alike
-from farskip_compile.fold.lab import Lab
-from farskip_compile.fold.multiply import multiply
-from farskip_compile.fold.readers import find_readers
-from farskip_compile.fold.tape import Course
-from farskip_compile.fold.writers import find_writers
+from farskip_compile.healing.fold.basis import SCALES, Basis, alike
+from farskip_compile.healing.fold.lab import Lab
+from farskip_compile.healing.fold.multiply import multiply
+from farskip_compile.healing.fold.readers import find_readers
+from farskip_compile.healing.fold.tape import Course
+from farskip_compile.healing.fold.writers import find_writers
 
 WIDTH, OUT, EXPERTS, TOKENS = 6, 4, 3, 10
 Function = Callable[..., torch.Tensor]
@@ -203,7 +203,7 @@ def test_alike():
 
 
 def test_multiply_in_parts(monkeypatch):
-    monkeypatch.setattr("farskip_compile.fold.multiply.PART", 40)
+    monkeypatch.setattr("farskip_compile.healing.fold.multiply.PART", 40)
     for shape, axis in (((5, 4), 1), ((4, 5), 0), ((3, 4, 6), 1), ((2, 3, 4, 4), 3), ((4,), 0)):
         value, matrix = numbers(*shape), numbers(4, 4, seed=3)
         wanted = (value.movedim(axis, -1) @ matrix.T).movedim(-1, axis)

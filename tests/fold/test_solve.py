@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.fold.solve import CHOOSING, RIDGES, Grams, NormalEquations, _changes
+from farskip_compile.healing.fold.solve import CHOOSING, RIDGES, Grams, NormalEquations, _changes
 
 WIDTH = 5
 

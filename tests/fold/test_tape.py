@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from farskip_compile.fold.tape import Course, Tape
+from farskip_compile.healing.fold.tape import Course, Tape
 
 
 def written(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

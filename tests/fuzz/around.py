@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from farskip_compile import FarSkipError, FarSkipWarning, status
-from farskip_compile.status import Answer
+from farskip_compile.tools.status import Answer
 from tests.fuzz.demands import Broken, check_refusal, demand
 from tests.fuzz.streams.by_hand import compute
 from tests.fuzz.streams.description import Description

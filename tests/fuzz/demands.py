@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import FarSkipError, VerificationError
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
-from farskip_compile.pipeline import run
-from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.records.compile import CompileReport, Outcome
 from tests.fuzz.machine import Unwritten, duplicate, fingerprint
 from tests.fuzz.words import complaints
 

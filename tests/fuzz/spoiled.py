@@ -21,7 +21,7 @@ from farskip_compile.errors import FarSkipError
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire.request import ask
-from farskip_compile.report.compile import Outcome
+from farskip_compile.records.compile import Outcome
 from farskip_compile.testing.strategies import GeneratedNetwork, networks
 from tests.fuzz.demands import Attempt, attempt, demand
 from tests.fuzz.edits import EDITS

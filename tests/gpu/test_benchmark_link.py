@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from farskip_compile.costs import COLLECTIVE_KINDS
-from farskip_compile.profiling import overlap, read_trace
+from farskip_compile.measure.profiling import overlap, read_trace
 from tests.gpu.test_programs import REASON, process
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -61,7 +61,7 @@ def run(folder: Path) -> dict[str, Any]:
     load_device()
     import torch
 
-    import farskip_compile.backend  # noqa: F401 (operators)
+    import farskip_compile.compiler.backend  # noqa: F401 (operators)
     from tests.gpu.interpreted import interpreter, load
     from tests.gpu.pretended import pretended
     from tests.late_link import BufferInFlightError, late_link

@@ -30,7 +30,7 @@ from farskip_compile import (
     save_manifest,
     unguard,
 )
-from farskip_compile.distill.source import whole_model
+from farskip_compile.healing.distill.source import whole_model
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from tests.guard.tiny import IDS, checkpoint, compiled, tiny
 

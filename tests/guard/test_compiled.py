@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import farskip_compile
 from farskip_compile import FarSkipWarning, OriginalWiringError
-from farskip_compile.status import Answer
+from farskip_compile.tools.status import Answer
 from tests.graphs import Layer, MoE, Stack, ids
 
 EAGER: dict[str, Any] = {"inner": "eager"}

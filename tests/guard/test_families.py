@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from farskip_compile import Manifest, ManifestError, save_manifest
-from farskip_compile.guard.forward import is_guarded
+from farskip_compile.compiler.guard.forward import is_guarded
 from farskip_compile.manifest import ParameterFingerprint
-from farskip_compile.zoo import Family, build_tiny, moe_families
+from farskip_compile.tools.zoo import Family, build_tiny, moe_families
 
 FAMILIES = {family.model_type: family for family in moe_families()}
 FEW = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")

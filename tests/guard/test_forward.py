@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from farskip_compile import OriginalWiringError, unguard
-from farskip_compile.guard.forward import guard, is_guarded
+from farskip_compile.compiler.guard.forward import guard, is_guarded
 from farskip_compile.models import build
 
 

@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from farskip_compile import FarSkipWarning, OriginalWiringError
-from farskip_compile.guard.report import as_written, original_wiring
+from farskip_compile.compiler.guard.report import as_written, original_wiring
 
 
 def test_under_strict_each_call_is_an_error_that_names_the_way_out() -> None:

@@ -148,7 +148,7 @@ def test_what_is_said_and_written(folder) -> None:
 
 def test_a_second_call_computes_nothing(folder, monkeypatch) -> None:
     for name in ("explain", "estimate", "forecast", "damage_of", "choose_rows", "self_distill", "judge"):
-        monkeypatch.delattr(f"farskip_compile.heal.main.{name}")
+        monkeypatch.delattr(f"farskip_compile.healing.heal.main.{name}")
     weights = (folder / "out" / "model" / "model.safetensors").read_bytes()
     again = CliRunner().invoke(app, arguments(folder, "--out", str(folder / "out"), "--json"))  # no question
     assert again.exit_code == 0, again.output

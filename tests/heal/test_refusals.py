@@ -16,11 +16,11 @@ pytest.importorskip("datasets")
 from farskip_compile import ConfigError
 from farskip_compile.cli import app
 from farskip_compile.cli import heal as command
-from farskip_compile.heal import choice, forecast, main
-from farskip_compile.heal.recipes import config_for, steps_for
-from farskip_compile.heal.settings import HealSettings
+from farskip_compile.healing.heal import choice, forecast, main
+from farskip_compile.healing.heal.recipes import config_for, steps_for
+from farskip_compile.healing.heal.settings import HealSettings
+from farskip_compile.healing.plan.choose import Exposure, Front, Point
 from farskip_compile.manifest.guarded import guarded
-from farskip_compile.plan.choose import Exposure, Front, Point
 from tests.heal.common import LENGTH, TEXT, make_checkpoint, tiny_qwen3_moe
 
 pytestmark = pytest.mark.xdist_group("heal-refusals")
@@ -182,9 +182,9 @@ def test_a_model_that_cannot_be_simulated_is_healed_all_the_same(folder, monkeyp
 
 
 def test_halves_of_held_out_text(folder) -> None:
-    from farskip_compile.distill.source import tokenizer_of
-    from farskip_compile.heal.material import halves
-    from farskip_compile.texts.loaders import text_batches
+    from farskip_compile.healing.distill.source import tokenizer_of
+    from farskip_compile.healing.heal.material import halves
+    from farskip_compile.healing.texts.loaders import text_batches
 
     tokenizer = tokenizer_of("checkpoint", folder)
     common = {"sequence_length": LENGTH, "shuffle": False, "count_bytes": True}

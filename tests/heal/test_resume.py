@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
-from farskip_compile.distill.run import DistillRun
-from farskip_compile.heal import main
-from farskip_compile.heal.settings import HealSettings
+from farskip_compile.healing.distill.run import DistillRun
+from farskip_compile.healing.heal import main
+from farskip_compile.healing.heal.settings import HealSettings
 from tests.economy import held_to_all
 from tests.heal.common import OPTIONS, make_checkpoint, tiny_qwen3_moe
 
@@ -94,7 +94,7 @@ def test_killed_at_each_step(folder, monkeypatch) -> None:
 
 def test_a_damaged_record_is_not_read(folder) -> None:
     from farskip_compile.errors import DistillationError
-    from farskip_compile.heal.steps import HealSteps
+    from farskip_compile.healing.heal.steps import HealSteps
 
     steps = HealSteps(folder)
     steps.release()

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from farskip_compile.distill import self_distill
+from farskip_compile.base.writing.locks import Busy
 from farskip_compile.errors import ConfigError
-from farskip_compile.fold import fold
-from farskip_compile.heal.main import Talk, heal
-from farskip_compile.heal.settings import HealSettings
+from farskip_compile.healing.distill import self_distill
+from farskip_compile.healing.fold import fold
+from farskip_compile.healing.heal.main import Talk, heal
+from farskip_compile.healing.heal.settings import HealSettings
 from farskip_compile.models import build
-from farskip_compile.writing.locks import Busy
 
 IDS = torch.arange(8).view(1, 8)
 
@@ -45,7 +45,7 @@ def test_the_reason_is_the_other_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[Path], None]
 ) -> None:
     """Before, both wrote, and one of them failed later because a file was not what it had written."""
-    monkeypatch.setattr("farskip_compile.writing.locks.hold", busy)
+    monkeypatch.setattr("farskip_compile.base.writing.locks.hold", busy)
     (tmp_path / ".farskip-lock").write_text("process 4711 on node1\n")
     with pytest.raises(ConfigError, match=r"another run writes into .* at this moment: process 4711 on node1") as error:
         run(tmp_path)

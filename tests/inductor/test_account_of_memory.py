@@ -13,10 +13,10 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.graph import GraphLowering
 
 import farskip_compile
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from farskip_compile.models.farskip_form import FormName
-from farskip_compile.report.schedule import ScheduleReport
-from farskip_compile.testing.fake_ranks import fake_ranks
+from farskip_compile.records.schedule import ScheduleReport
 from tests.inductor.held import most_held
 
 WIDTHS: dict[str, Any] = {

@@ -12,13 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, fx
 
 import farskip_compile
-from farskip_compile import (
-    VerificationError,
-    declare,
-    declare_op,
-    inductor_passes,
-)
+from farskip_compile import VerificationError, declare, declare_op
 from farskip_compile._compat import inductor
+from farskip_compile.compiler import inductor_passes
 from farskip_compile.passes.schedule import graph as in_graph
 from farskip_compile.passes.schedule import kernels as of_kernels
 from farskip_compile.passes.schedule.custom_collectives import blocking

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import fx
 
-from farskip_compile.inductor_passes.in_pieces import cut_in_pieces
+from farskip_compile.compiler.inductor_passes.in_pieces import cut_in_pieces
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.schedule.search import MemoryLimits
 from tests.passes.pieces.regions import Region, trace

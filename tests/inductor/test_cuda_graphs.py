@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch._inductor import config, ir
 
 from farskip_compile._compat import cuda_graphs, inductor
+from farskip_compile.compiler.inductor_passes.cuda_graphs import CudaGraphCapture, keep_flights_whole
 from farskip_compile.errors import ConfigError
-from farskip_compile.inductor_passes.cuda_graphs import CudaGraphCapture, keep_flights_whole
-from farskip_compile.report.schedule import ScheduleReport
+from farskip_compile.records.schedule import ScheduleReport
 
 OPERATORS = {
     "L": torch.ops._c10d_functional.all_to_all_single.default,

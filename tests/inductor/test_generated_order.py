@@ -16,20 +16,20 @@ from torch import fx
 from torch._inductor.dependencies import WeakDep
 from torch._inductor.graph import GraphLowering
 
-from farskip_compile import inductor_passes
 from farskip_compile._compat.collectives import all_to_all_single
 from farskip_compile._compat.costs import HINTS_REACH_MEMORY
 from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
+from farskip_compile.compiler import inductor_passes
+from farskip_compile.compiler.inductor_passes import KernelPass, PostGradPass
+from farskip_compile.compiler.inductor_passes.plan import Plan
+from farskip_compile.compiler.ranks import fake as fake_ranks
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
-from farskip_compile.inductor_passes import KernelPass, PostGradPass
-from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.kernels import pin_products
 from farskip_compile.passes.schedule.search import MemoryLimits
-from farskip_compile.ranks.announce import Announcement
-from farskip_compile.report.schedule import ScheduleReport
-from farskip_compile.testing import fake_ranks
+from farskip_compile.records.announcement import Announcement
+from farskip_compile.records.schedule import ScheduleReport
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64}
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import fx
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.compiler.inductor_passes.plan import make_plan
 from farskip_compile.costs import default_profile
-from farskip_compile.inductor_passes.plan import make_plan
 
 
 @pytest.mark.usefixtures("two_ranks")

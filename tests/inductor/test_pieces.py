@@ -11,7 +11,7 @@ import torch
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.report.schedule import ScheduleReport
+from farskip_compile.records.schedule import ScheduleReport
 from tests.inductor.test_generated_order import get_code_of, programs, quick_link, reports
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("moe", "moe"), "hidden_size": 64, "experts": 8}

@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import fx
 
 from farskip_compile.comm import combine, dispatch
+from farskip_compile.compiler.inductor_passes.without_drops import cut_without_drops
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.costs import HardwareProfile, default_profile
 from farskip_compile.errors import UnsupportedPatternError
-from farskip_compile.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.pieces.notes import is_piece
-from farskip_compile.testing.fake_ranks import fake_ranks
 
 RANKS, EXPERTS, WIDTH = 2, 16, 64
 

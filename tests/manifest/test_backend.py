@@ -24,7 +24,7 @@ from farskip_compile import (
     describe,
     save_manifest,
 )
-from farskip_compile.config import resolve
+from farskip_compile.compiler.config import resolve
 from farskip_compile.models import FarSkipForm
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.compile_each import compile_each

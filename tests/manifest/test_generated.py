@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import farskip_compile
 from farskip_compile import Manifest, ManifestError, describe
-from farskip_compile.describe import from_report
 from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
+from farskip_compile.tools.describe import from_report
 
 
 def compiled(case: GeneratedCase, manifest: Manifest) -> torch.Tensor:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import farskip_compile
 from farskip_compile import Manifest, ManifestError, describe
-from farskip_compile.describe import from_report
-from farskip_compile.explain import versions
 from farskip_compile.manifest.json_text import compact
 from farskip_compile.manifest.patterns import expanded, extent, grouped
+from farskip_compile.tools.describe import from_report
+from farskip_compile.tools.explain import versions
 from tests.manifest.sample import IDS, compiled, small
 
 

@@ -29,6 +29,7 @@ import torch
 from torch import fx
 
 from farskip_compile import FarSkipConfig, backend, testing
+from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import UnsupportedPatternError, VerificationError
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.normalize import normalize
@@ -38,7 +39,6 @@ from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.merge_reductions import merge_reductions
 from farskip_compile.passes.rewire.request import ask
-from farskip_compile.pipeline import run
 from farskip_compile.verify.rewiring import Verified, WiringSnapshot, snapshot, verify
 from tests.mutation.models import PLAIN, Base
 

@@ -13,38 +13,48 @@ RULES = "tests/passes/schedule/test_list_order.py"
 FURTHER = (
     # folds
     SourceFault(
-        "farskip_compile/fold/solve.py",
+        "farskip_compile/healing/fold/solve.py",
         "self.cross.addmm_(now.T, apart)",
         "self.cross.addmm_(now.T, original.to(self.own.dtype))",
         SOLVE,
     ),
-    SourceFault("farskip_compile/fold/solve.py", "- 2.0 * twice", "- twice", SOLVE),
-    SourceFault("farskip_compile/fold/solve.py", "% CHOOSING == CHOOSING - 1", "% CHOOSING != CHOOSING - 1", SOLVE),
-    SourceFault("farskip_compile/fold/solve.py", "+ ridge * scale)[", "+ ridge)[", SOLVE),
-    SourceFault("farskip_compile/fold/solve.py", "1.0 - errors[best] / before", "errors[best] / before", SOLVE),
-    SourceFault("farskip_compile/fold/solve.py", "mine.copy_(one + other)", "mine.copy_(one)", SOLVE),
-    SourceFault("farskip_compile/fold/solve.py", "min(errors, key=", "max(errors, key=", SOLVE),
-    SourceFault("farskip_compile/fold/solve.py", "if not before or not self.fitted.error.item():", "if False:", SOLVE),
-    # the stream of a student
-    SourceFault("farskip_compile/distill/stream.py", "[chosen].detach())", "[chosen])", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", "_wide(ours[:, :-1]", "_wide(ours[:, 1:]", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", ".sum() / len(apart) if", ".sum() if", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", ", strict=True) if total]", ", strict=True)]", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", "            hook.remove()\n", "            pass\n", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", " or not chained or not streams", " or not streams", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", " or not streams:", ":", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", "1.0 - step / config.steps", "1.0", MATCH),
-    SourceFault("farskip_compile/distill/stream.py", "else value.float()", "else value", MATCH),
-    # what is read
-    SourceFault("farskip_compile/reading/strict_json.py", "if len(found) < len(pairs):", "if False:", READING),
-    SourceFault("farskip_compile/reading/strict_json.py", "not math.isfinite(", "math.isnan(", READING),
-    SourceFault("farskip_compile/reading/strict_json.py", "len(text) > MOST_DIGITS", "False", READING),
-    SourceFault("farskip_compile/reading/strict_json.py", '_depth(_STRING.sub(b"", text)) > most', "True", READING),
-    SourceFault("farskip_compile/reading/files.py", "if not stat.S_ISREG(mode):", "if False:", READING),
+    SourceFault("farskip_compile/healing/fold/solve.py", "- 2.0 * twice", "- twice", SOLVE),
     SourceFault(
-        "farskip_compile/reading/files.py", "max(UNPACKED_ANYWAY, MOST_PACKED * file.tell())", "2**60", READING
+        "farskip_compile/healing/fold/solve.py", "% CHOOSING == CHOOSING - 1", "% CHOOSING != CHOOSING - 1", SOLVE
     ),
-    SourceFault("farskip_compile/reading/files.py", "if max(size, len(content)) > largest:", "if False:", READING),
+    SourceFault("farskip_compile/healing/fold/solve.py", "+ ridge * scale)[", "+ ridge)[", SOLVE),
+    SourceFault("farskip_compile/healing/fold/solve.py", "1.0 - errors[best] / before", "errors[best] / before", SOLVE),
+    SourceFault("farskip_compile/healing/fold/solve.py", "mine.copy_(one + other)", "mine.copy_(one)", SOLVE),
+    SourceFault("farskip_compile/healing/fold/solve.py", "min(errors, key=", "max(errors, key=", SOLVE),
+    SourceFault(
+        "farskip_compile/healing/fold/solve.py", "if not before or not self.fitted.error.item():", "if False:", SOLVE
+    ),
+    # the stream of a student
+    SourceFault("farskip_compile/healing/distill/stream.py", "[chosen].detach())", "[chosen])", MATCH),
+    SourceFault("farskip_compile/healing/distill/stream.py", "_wide(ours[:, :-1]", "_wide(ours[:, 1:]", MATCH),
+    SourceFault("farskip_compile/healing/distill/stream.py", ".sum() / len(apart) if", ".sum() if", MATCH),
+    SourceFault("farskip_compile/healing/distill/stream.py", ", strict=True) if total]", ", strict=True)]", MATCH),
+    SourceFault(
+        "farskip_compile/healing/distill/stream.py", "            hook.remove()\n", "            pass\n", MATCH
+    ),
+    SourceFault(
+        "farskip_compile/healing/distill/stream.py", " or not chained or not streams", " or not streams", MATCH
+    ),
+    SourceFault("farskip_compile/healing/distill/stream.py", " or not streams:", ":", MATCH),
+    SourceFault("farskip_compile/healing/distill/stream.py", "1.0 - step / config.steps", "1.0", MATCH),
+    SourceFault("farskip_compile/healing/distill/stream.py", "else value.float()", "else value", MATCH),
+    # what is read
+    SourceFault("farskip_compile/base/reading/strict_json.py", "if len(found) < len(pairs):", "if False:", READING),
+    SourceFault("farskip_compile/base/reading/strict_json.py", "not math.isfinite(", "math.isnan(", READING),
+    SourceFault("farskip_compile/base/reading/strict_json.py", "len(text) > MOST_DIGITS", "False", READING),
+    SourceFault(
+        "farskip_compile/base/reading/strict_json.py", '_depth(_STRING.sub(b"", text)) > most', "True", READING
+    ),
+    SourceFault("farskip_compile/base/reading/files.py", "if not stat.S_ISREG(mode):", "if False:", READING),
+    SourceFault(
+        "farskip_compile/base/reading/files.py", "max(UNPACKED_ANYWAY, MOST_PACKED * file.tell())", "2**60", READING
+    ),
+    SourceFault("farskip_compile/base/reading/files.py", "if max(size, len(content)) > largest:", "if False:", READING),
     # assertions
     SourceFault("farskip_compile/testing/comparing.py", "finite | (left == right) |", "finite |", COMPARING),
     SourceFault("farskip_compile/testing/comparing.py", "or found.dtype != wanted.dtype", "", COMPARING),
@@ -168,21 +178,23 @@ FURTHER = (
         "\\n",
         "tests/manifest/test_fingerprint.py",
     ),
-    SourceFault("farskip_compile/guard/report.py", "    if strict:\n", "    if False:\n", "tests/guard/test_report.py"),
     SourceFault(
-        "farskip_compile/guard/limit.py",
+        "farskip_compile/compiler/guard/report.py", "    if strict:\n", "    if False:\n", "tests/guard/test_report.py"
+    ),
+    SourceFault(
+        "farskip_compile/compiler/guard/limit.py",
         "    if not is_ours(found.compiler):\n",
         "    if False:\n",
         "tests/guard/test_limit.py",
     ),
     SourceFault(
-        "farskip_compile/prepare/same_function.py",
+        "farskip_compile/tools/prepare/same_function.py",
         "for training in (False, True):",
         "for training in (False,):",
         "tests/prepare/test_rewrite.py tests/prepare/test_loops.py",
     ),
     SourceFault(
-        "farskip_compile/prepare/same_function.py",
+        "farskip_compile/tools/prepare/same_function.py",
         "        module.train(training)\n",
         "",
         "tests/prepare/test_rewrite.py tests/prepare/test_loops.py",
@@ -200,10 +212,13 @@ FURTHER = (
         "tests/verify/test_declared.py",
     ),
     SourceFault(
-        "farskip_compile/guard/report.py", "    if known is None:\n", "    if True:\n", "tests/guard/test_report.py"
+        "farskip_compile/compiler/guard/report.py",
+        "    if known is None:\n",
+        "    if True:\n",
+        "tests/guard/test_report.py",
     ),
     SourceFault(
-        "farskip_compile/guard/limit.py",
+        "farskip_compile/compiler/guard/limit.py",
         "found.is_error or is_strict(",
         "True or is_strict(",
         "tests/guard/test_limit.py",
@@ -240,15 +255,20 @@ FURTHER = (
         "tests/verify/test_ends.py",
     ),
     SourceFault(
-        "farskip_compile/ranks/compiles.py",
+        "farskip_compile/compiler/ranks/compiles.py",
         "if not compiled.has_run or compiled.options != self.options:",
         "if not compiled.has_run:",
         "tests/ranks/test_compiles.py",
     ),
     SourceFault(
-        "farskip_compile/ranks/compiles.py", " and self._is_of_this_world()", "", "tests/ranks/test_compiles.py"
+        "farskip_compile/compiler/ranks/compiles.py",
+        " and self._is_of_this_world()",
+        "",
+        "tests/ranks/test_compiles.py",
     ),
-    SourceFault("farskip_compile/ranks/compiles.py", "        self.runs += 1\n", "", "tests/ranks/test_compiles.py"),
+    SourceFault(
+        "farskip_compile/compiler/ranks/compiles.py", "        self.runs += 1\n", "", "tests/ranks/test_compiles.py"
+    ),
     SourceFault(
         "passes/residual/row_maps.py",
         " and moving.isdisjoint(_data(flow, node, found[node]))",
@@ -256,13 +276,13 @@ FURTHER = (
         "tests/handwritten/test_between.py",
     ),
     SourceFault(
-        "farskip_compile/writing/locks.py",
+        "farskip_compile/base/writing/locks.py",
         "fcntl.LOCK_SH if shared else fcntl.LOCK_EX",
         "fcntl.LOCK_SH",
         "tests/writing/test_locks.py",
     ),
     SourceFault(
-        "farskip_compile/writing/whole_folders.py",
+        "farskip_compile/base/writing/whole_folders.py",
         "2 if name == ENTRY else 1 if",
         "1 if",
         "tests/writing/test_whole_folders.py",

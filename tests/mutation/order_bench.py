@@ -20,16 +20,17 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from farskip_compile import inductor_passes, testing
+from farskip_compile import testing
 from farskip_compile._compat import inductor
+from farskip_compile.compiler import inductor_passes
+from farskip_compile.compiler.inductor_passes import schedule_post_grad
+from farskip_compile.compiler.inductor_passes.plan import Plan
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import VerificationError
-from farskip_compile.inductor_passes import schedule_post_grad
-from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.graph import comms
 from farskip_compile.passes.schedule.search import MemoryLimits
-from farskip_compile.ranks.announce import Announcement, announcement
+from farskip_compile.records.announcement import Announcement, announcement
 from tests.mutation.bench import Fault, Verdict, code, mutated
 
 aten = torch.ops.aten

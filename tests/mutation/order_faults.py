@@ -12,7 +12,7 @@ from farskip_compile._compat import inductor
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.schedule import collectives, from_graph, program
 from farskip_compile.passes.schedule import graph as schedule_graph
-from farskip_compile.ranks import announce
+from farskip_compile.records import announcement as announce
 from tests.mutation.bench import Fault
 from tests.mutation.order_bench import Scheduled, in_schedule, in_scheduler
 

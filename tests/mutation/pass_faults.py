@@ -4,7 +4,7 @@ against comes from a faulty pass, `farskip_compile.testing` must see it."""
 
 from __future__ import annotations
 
-from farskip_compile import pipeline
+from farskip_compile.compiler import pipeline
 from farskip_compile.passes import residual, rewire
 from farskip_compile.passes.graph import dead
 from farskip_compile.passes.normalize import single_assignment as assignment

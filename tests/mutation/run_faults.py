@@ -17,17 +17,18 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 
-from farskip_compile import FarSkipConfig, backend, inductor_passes, testing
+from farskip_compile import FarSkipConfig, backend, testing
 from farskip_compile._compat.distributed import StoreClient
 from farskip_compile._compat.generated import generating_only
+from farskip_compile.compiler import inductor_passes
+from farskip_compile.compiler.ranks import agree, stale
+from farskip_compile.compiler.ranks import identity as cache_identity
+from farskip_compile.compiler.ranks.common import common_options
 from farskip_compile.errors import OrderMismatchError, VerificationError
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.rewire import split_collectives
 from farskip_compile.passes.schedule import kernels as schedule_kernels
-from farskip_compile.ranks import agree, stale
-from farskip_compile.ranks import identity as cache_identity
-from farskip_compile.ranks.announce import Announcement
-from farskip_compile.ranks.common import common_options
+from farskip_compile.records.announcement import Announcement
 from farskip_compile.verify.kernels import verify_kernels
 from tests.distributed.ranks import run_ranks
 from tests.inductor.test_generated_order import quick_link
@@ -154,7 +155,7 @@ def launches_exchanged(module: Any) -> None:
 
 def options(**wish: Any) -> dict[str, Any]:
     """What a compile of the plain model has in common on all ranks."""
-    from farskip_compile.pipeline import run
+    from farskip_compile.compiler.pipeline import run
 
     config = FarSkipConfig(**wish)
     return common_options(config, run(fresh(PLAIN), config), cache_identity.source_hash())

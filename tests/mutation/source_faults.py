@@ -213,7 +213,7 @@ FAULTS = (
         "tests/verify/test_declared.py",
     ),
     SourceFault(
-        "farskip_compile/config/__init__.py",
+        "farskip_compile/compiler/config/__init__.py",
         '            "declared": {fact.name: fact.to_json() for fact in self.declared},\n',
         "",
         "tests/verify/test_declared.py",
@@ -238,22 +238,22 @@ FAULTS = (
         "tests/models/test_adapters.py",
     ),
     SourceFault(
-        "farskip_compile/prepare/adapters.py",
+        "farskip_compile/tools/prepare/adapters.py",
         "self.disable_adapters or self.merged or",
         "self.merged or",
         "tests/models/test_adapters.py",
     ),
     SourceFault(
-        "farskip_compile/ranks/announce.py", "if len(set(shares)) <= 1 else None", "", "tests/ranks/test_agree.py"
+        "farskip_compile/records/announcement.py", "if len(set(shares)) <= 1 else None", "", "tests/ranks/test_agree.py"
     ),
     SourceFault(
-        "farskip_compile/ranks/place.py",
+        "farskip_compile/compiler/ranks/place.py",
         'client.has(got(f"{base}/{ANY}", rank))',
         "False",
         "tests/ranks/test_agree.py",
     ),
     SourceFault(
-        "farskip_compile/backend.py",
+        "farskip_compile/compiler/backend.py",
         "        if in_compiled_autograd():",
         "        if False:",
         "tests/test_compiled_autograd.py",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from farskip_compile import testing
-from farskip_compile.ranks import stale
+from farskip_compile.compiler.ranks import stale
 from tests.mutation import run_faults
 from tests.mutation.bench import fake_ranks_if, rewired
 from tests.mutation.models import BASES, DECODING, DENSE_FIRST, PLAIN, REDUCING, Base

@@ -16,13 +16,13 @@ from torch import fx
 from torch._logging._internal import trace_log
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.config import resolve
+from farskip_compile.compiler.config import resolve
+from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import ConfigError, VerificationError
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Changes, Pass, Stage, why_indispensable
 from farskip_compile.passes.driver import Driver, difference
 from farskip_compile.passes.residual.tags import KEY
-from farskip_compile.pipeline import run
 from farskip_compile.testing.strategies.network import WIDTH
 from tests.graphs import Dense, Layer, MoE, Stack, dynamo, ids
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.plan.choose import Exposure, choose
+from farskip_compile.healing.plan.choose import Exposure, choose
 
 
 def exposure(exposed: float) -> Exposure:

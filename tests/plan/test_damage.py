@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from farskip_compile import ConfigError, ConnectivityError, LayerRangeError, describe
+from farskip_compile.healing.plan import connectivity_of, measure_damage, measure_together
 from farskip_compile.models import FarSkipForm
-from farskip_compile.plan import connectivity_of, measure_damage, measure_together
 from tests.distill.common import EAGER, batches, small, weights
 
 pytestmark = pytest.mark.xdist_group("damage")  # one worker, so that it is measured once

@@ -8,8 +8,8 @@ import io
 import pytest
 from rich.console import Console
 
-from farskip_compile.plan.choose import Exposure, Front, Point
-from farskip_compile.plan.render import draw_front, front_table
+from farskip_compile.healing.plan.choose import Exposure, Front, Point
+from farskip_compile.healing.plan.render import draw_front, front_table
 from tests.pictures import assert_readable, backend_kept, kept_figures
 
 POINTS = (

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import farskip_compile
 from farskip_compile import prepare
-from farskip_compile.prepare import main
-from farskip_compile.prepare.captured import why_not_captured
+from farskip_compile.tools.prepare import main
+from farskip_compile.tools.prepare.captured import why_not_captured
 from tests.handwritten.decoder import MLP, WIDTH, Decoder, farskip_form, token_ids
 from tests.prepare.loop_styles import STYLES, Block, Capacity, Counted, Hit, Skips, Stacked
 

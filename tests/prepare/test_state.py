@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from farskip_compile import prepare
-from farskip_compile.causal.asking import Asking
-from farskip_compile.causal.batches import as_batch
+from farskip_compile.healing.causal.asking import Asking
+from farskip_compile.healing.causal.batches import as_batch
 from farskip_compile.testing import assert_equivalent
 from tests.state import everything_of
 

@@ -12,7 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 from farskip_compile import prepare
-from farskip_compile.zoo import build_tiny, moe_families
+from farskip_compile.tools.zoo import build_tiny, moe_families
 from tests.state import everything_of
 
 FAMILIES = {family.model_type: family for family in moe_families() if family.reason is None}

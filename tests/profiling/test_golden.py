@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from farskip_compile.profiling import CollectiveDevice, OverlapReport, overlap
+from farskip_compile.measure.profiling import CollectiveDevice, OverlapReport, overlap
 from tests.profiling.golden import GOLDEN, Golden
 from tests.profiling.nsys_files import NSYS, write_nsys
 from tests.profiling.traces import trace
@@ -29,7 +29,7 @@ def test_golden(name: str) -> None:
 
 
 def test_golden_export_of_nsight_systems(tmp_path) -> None:
-    from farskip_compile.profiling import read_trace
+    from farskip_compile.measure.profiling import read_trace
 
     check(overlap(read_trace(write_nsys(tmp_path / "profile.sqlite", NSYS.rows))), NSYS.golden)
 

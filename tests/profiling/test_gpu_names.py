@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.profiling.events import LAUNCH_KINDS
-from farskip_compile.profiling.gpu_families import FAMILIES, FUSED, LOOSE, NONE, VAGUE
-from farskip_compile.profiling.gpu_names import function_of, kind_of, launched_by, work_of
+from farskip_compile.measure.profiling.events import LAUNCH_KINDS
+from farskip_compile.measure.profiling.gpu_families import FAMILIES, FUSED, LOOSE, NONE, VAGUE
+from farskip_compile.measure.profiling.gpu_names import function_of, kind_of, launched_by, work_of
 
 COMMUNICATE = [
     ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "all_reduce", NONE),

@@ -8,8 +8,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.profiling.intervals import Coverage, difference, intersection, total, union
-from farskip_compile.profiling.lanes import in_order, innermost, segments
+from farskip_compile.measure.profiling.intervals import Coverage, difference, intersection, total, union
+from farskip_compile.measure.profiling.lanes import in_order, innermost, segments
 
 END = 60
 intervals = st.lists(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.profiling import (
+from farskip_compile.measure.profiling import (
     NoCollectivesError,
     NotATraceError,
     OverlapReport,
@@ -22,8 +22,8 @@ from farskip_compile.profiling import (
     overlap_page,
     read_trace,
 )
-from farskip_compile.profiling.events import layer_of
-from farskip_compile.profiling.text import short_name
+from farskip_compile.measure.profiling.events import layer_of
+from farskip_compile.measure.profiling.text import short_name
 from farskip_compile.text_utils import UNPRINTABLE
 from tests.profiling.traces import SCHEDULE, annotation, document, event, gloo, op, write
 from tests.reading.malformed import EVIL, ODD, bomb, bounded, damaged, mutated, text

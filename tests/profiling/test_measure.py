@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.profiling import NoCollectivesError, RanksMissingError, TraceError, overlap
-from farskip_compile.profiling.data import Collective, CollectiveDevice, Trace
-from farskip_compile.profiling.intervals import union
+from farskip_compile.measure.profiling import NoCollectivesError, RanksMissingError, TraceError, overlap
+from farskip_compile.measure.profiling.data import Collective, CollectiveDevice, Trace
+from farskip_compile.measure.profiling.intervals import union
 from tests.profiling.traces import MAIN, OTHER_WORKER, annotation, gloo, op, trace
 
 END = 80

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from farskip_compile.profiling import TraceError, merge_traces, overlap, overlap_page, read_trace, read_traces
+from farskip_compile.measure.profiling import TraceError, merge_traces, overlap, overlap_page, read_trace, read_traces
 from tests.profiling.gpu_traces import random_gpu_events
 from tests.profiling.traces import BASE, OTHER_WORKER, SCHEDULE, annotation, gloo, op, write
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.profiling import (
+from farskip_compile.measure.profiling import (
     NotATraceError,
     OverlapReport,
     RanksMissingError,

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-from farskip_compile.profiling import NotATraceError, TraceError, TruncatedTraceError, overlap, read_trace
-from farskip_compile.profiling.events import layer_of
-from farskip_compile.profiling.text import short_name
+from farskip_compile.measure.profiling import NotATraceError, TraceError, TruncatedTraceError, overlap, read_trace
+from farskip_compile.measure.profiling.events import layer_of
+from farskip_compile.measure.profiling.text import short_name
 from tests.profiling.traces import (
     BASE,
     MAIN,

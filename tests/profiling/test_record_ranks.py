@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch.profiler import profile, record_function
 
-from farskip_compile.profiling import (
+from farskip_compile.measure.profiling import (
     TraceError,
     merge_traces,
     overlap,
@@ -16,7 +16,7 @@ from farskip_compile.profiling import (
     read_trace,
     record,
 )
-from farskip_compile.profiling.chrome import load
+from farskip_compile.measure.profiling.chrome import load
 from tests.distributed.ranks import run_ranks
 
 WIDTH = 256

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.profiling.intervals import Coverage, blocks, intersection, total, union
+from farskip_compile.measure.profiling.intervals import Coverage, blocks, intersection, total, union
 
 spans = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 30)), max_size=40).map(
     lambda steps: [(end - length, end) for end, length in _ends(steps)]

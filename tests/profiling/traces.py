@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from farskip_compile.profiling import Trace
-from farskip_compile.profiling.chrome_events import from_document
+from farskip_compile.measure.profiling import Trace
+from farskip_compile.measure.profiling.chrome_events import from_document
 
 BASE = 1_790_857_026_000_000_000
 HOST = 4242

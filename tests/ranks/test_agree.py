@@ -19,10 +19,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 import farskip_compile
 from farskip_compile._compat.distributed import StoreClient
+from farskip_compile.compiler.ranks import agree, place
+from farskip_compile.compiler.ranks.agree import check_across_ranks
+from farskip_compile.compiler.ranks.compiles import Frame
 from farskip_compile.errors import OrderMismatchError
-from farskip_compile.ranks import agree, announce, place
-from farskip_compile.ranks.agree import check_across_ranks
-from farskip_compile.ranks.compiles import Frame
+from farskip_compile.records import announcement as announce
 from tests.distributed.ranks import run_ranks
 
 

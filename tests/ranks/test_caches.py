@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.inductor_passes import PostGradPass
-from farskip_compile.inductor_passes.plan import Around
-from farskip_compile.ranks.identity import identity_of
+from farskip_compile.compiler.inductor_passes import PostGradPass
+from farskip_compile.compiler.inductor_passes.plan import Around
+from farskip_compile.compiler.ranks.identity import identity_of
 from tests.economy import share_headers
 
 pytestmark = pytest.mark.xdist_group("caches")  # one worker, so that one cache is filled
@@ -30,7 +30,7 @@ SCRIPT = textwrap.dedent(
     import json, sys
     import torch
     import farskip_compile
-    from farskip_compile.ranks import identity
+    from farskip_compile.compiler.ranks import identity
     from farskip_compile.models import FarSkipForm, build
     from tests.compare import run_with_gradients
 

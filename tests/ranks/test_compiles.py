@@ -19,12 +19,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import distributed_c10d
 
+from farskip_compile.compiler.ranks import agree
+from farskip_compile.compiler.ranks.captured import check_of
+from farskip_compile.compiler.ranks.compiles import Frame, counted
+from farskip_compile.compiler.ranks.leave import leaving
 from farskip_compile.errors import FarSkipError, OptionsMismatchError, RankFailedError
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.ranks import agree
-from farskip_compile.ranks.captured import check_of
-from farskip_compile.ranks.compiles import Frame, counted
-from farskip_compile.ranks.leave import leaving
 from tests.distributed.ranks import RankError, run_ranks
 
 REDUCED = ["all_reduce sum float32"]

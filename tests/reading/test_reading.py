@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.reading import DOCUMENT_BYTES, TooLarge, check_nesting, parse_json, read_bytes, read_unpacked
+from farskip_compile.base.reading import DOCUMENT_BYTES, TooLarge, check_nesting, parse_json, read_bytes, read_unpacked
 from tests.reading.malformed import bomb, bounded
 
 

@@ -17,8 +17,8 @@ from torch import nn
 
 import farskip_compile
 from farskip_compile import OriginalWiringError, PartialModelError
-from farskip_compile.carrier.stream import Carrier
-from farskip_compile.regional import Regional
+from farskip_compile.compiler.carrier.stream import Carrier
+from farskip_compile.tools.regional import Regional
 from tests.graphs import Dense, Layer, MoE, Stack, ids
 
 OPTIONS = {"inner": "eager"}

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import farskip_compile
 from farskip_compile import PartialModelError
-from farskip_compile.explain import Explanation, explain, text
+from farskip_compile.tools.explain import Explanation, explain, text
 from tests.regional.test_regional import IDS, model_of
 
 NOTHING = {"apart": [], "stays": {}, "parts": 0}

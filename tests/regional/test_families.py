@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 from transformers.utils import output_capturing
 
 import farskip_compile
-from farskip_compile.regional.recording import USERS
-from farskip_compile.zoo.families import moe_families
-from farskip_compile.zoo.tiny import build_tiny
+from farskip_compile.tools.regional.recording import USERS
+from farskip_compile.tools.zoo.families import moe_families
+from farskip_compile.tools.zoo.tiny import build_tiny
 
 FAMILIES = {family.model_type: family for family in moe_families()}
 COMPILED = (

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 import farskip_compile
 from farskip_compile import ManifestError, PartialModelError
-from farskip_compile.describe import from_report
 from farskip_compile.models import FarSkipForm, build
 from farskip_compile.models.generic_form import GenericFarSkipForm
+from farskip_compile.tools.describe import from_report
 from tests.compare import run_with_gradients
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "layers": ("dense", "moe", "moe", "moe"), "hidden_size": 32}

@@ -13,10 +13,10 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 import farskip_compile
-from farskip_compile.inductor_passes.plan import Around
-from farskip_compile.regional.resident import bytes_beside
-from farskip_compile.report.schedule import Predicted, ScheduleReport, publish_schedule
-from farskip_compile.testing import fake_ranks
+from farskip_compile.compiler.inductor_passes.plan import Around
+from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.records.schedule import Predicted, ScheduleReport, publish_schedule
+from farskip_compile.tools.regional.resident import bytes_beside
 from tests.regional.test_regional import IDS, model_of
 
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import farskip_compile
 from farskip_compile import PartialModelError
-from farskip_compile.carrier.stream import Carrier
+from farskip_compile.compiler.carrier.stream import Carrier
 from tests.graphs import Layer, MoE, Stack, ids
 
 Touch = Callable[[Any], Any]

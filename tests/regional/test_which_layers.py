@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile.regional.layers import find_layers
+from farskip_compile.tools.regional.layers import find_layers
 from tests.graphs import Layer, MoE, Stack, ids
 
 

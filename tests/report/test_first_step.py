@@ -12,10 +12,10 @@ import torch
 
 import farskip_compile
 from farskip_compile.models import build
-from farskip_compile.ranks.announce import Announcement
-from farskip_compile.report.first_run import watched
-from farskip_compile.report.ran import graphs_of
-from farskip_compile.report.schedule import Predicted, ScheduleReport, listener
+from farskip_compile.records.announcement import Announcement
+from farskip_compile.records.first_run import watched
+from farskip_compile.records.ran import graphs_of
+from farskip_compile.records.schedule import Predicted, ScheduleReport, listener
 
 IDS = torch.arange(8).view(1, 8)
 NAME = "farskip_compile.first_step"

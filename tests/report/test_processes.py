@@ -24,14 +24,14 @@ import torch
 from torch._dynamo import config as dynamo_config
 
 import farskip_compile
+from farskip_compile.base.reading import DOCUMENT_BYTES
 from farskip_compile.errors import ConfigError, DenseModelError, FarSkipWarning, PartialModelError
 from farskip_compile.models import build
-from farskip_compile.reading import DOCUMENT_BYTES
-from farskip_compile.report import living, process_file, processes
-from farskip_compile.report.compile import CompileReport, Outcome
-from farskip_compile.report.living import Life, place, started
-from farskip_compile.report.process_records import REFUSED, REWIRED, SILENT
-from farskip_compile.report.processes import VARIABLE, FolderStatus, folder_of, read_folder
+from farskip_compile.records import living, process_file, processes
+from farskip_compile.records.compile import CompileReport, Outcome
+from farskip_compile.records.living import Life, place, started
+from farskip_compile.records.process_records import REFUSED, REWIRED, SILENT
+from farskip_compile.records.processes import VARIABLE, FolderStatus, folder_of, read_folder
 
 IDS = torch.arange(8).view(1, 8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from farskip_compile.report.schedule import (
+from farskip_compile.records.schedule import (
     Predicted,
     ScheduleReport,
     clear_schedules,

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 import farskip_compile
 from farskip_compile import FarSkipWarning, Status, status
 from farskip_compile.models import build
-from farskip_compile.status import Answer, How
+from farskip_compile.tools.status import Answer, How
 
 IDS = torch.arange(8).view(1, 8)
 OPTIONS = {"inner": "eager"}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from farskip_compile._compat.fakes import FakeTensorMode
-from farskip_compile.simulate import attention
+from farskip_compile.measure.simulate import attention
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 8), st.integers(1, 8))
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from farskip_compile.measure.simulate.batches import in_order, in_turn, in_two_batches, one_after_another, stretches
 from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole, check_order, needs_of
 from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
-from farskip_compile.simulate.batches import in_order, in_turn, in_two_batches, one_after_another, stretches
 from farskip_compile.testing.strategies.programs import programs
 
 FREE = MemoryLimits(memory_increase=1e9)

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from farskip_compile.cli.simulate import _loads
 from farskip_compile.errors import ConfigError
-from farskip_compile.simulate import Scenario, architecture
-from farskip_compile.simulate.scenario import check_configuration
+from farskip_compile.measure.simulate import Scenario, architecture
+from farskip_compile.measure.simulate.scenario import check_configuration
 from farskip_compile.text_utils import UNPRINTABLE
 from tests.reading.malformed import EVIL, ODD, bounded, damaged, mutated, text
 
@@ -94,8 +94,8 @@ def test_refused(change: dict[str, Any], says: str, valid: dict[str, Any], tmp_p
     ],
 )
 def test_a_model_that_can_not_be_built(change: dict[str, int], valid: dict[str, Any], tmp_path: Path) -> None:
-    from farskip_compile.simulate.rank_model import rank_model
-    from farskip_compile.testing.fake_ranks import fake_ranks
+    from farskip_compile.compiler.ranks.fake import fake_ranks
+    from farskip_compile.measure.simulate.rank_model import rank_model
 
     (tmp_path / "config.json").write_bytes(text({**valid, **change}))
     with pytest.raises(ConfigError), fake_ranks(8):

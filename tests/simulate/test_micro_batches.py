@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from farskip_compile.costs import collective_seconds, load_profile
+from farskip_compile.measure.simulate import Prediction, predict_each
+from farskip_compile.measure.simulate.batches import in_order
+from farskip_compile.measure.simulate.predict import LIMITS
+from farskip_compile.measure.simulate.results import ORDERS, StepResult, exposed_rows, prediction_json
 from farskip_compile.passes.schedule.program import TaskRole, check_order
 from farskip_compile.passes.schedule.search import list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
-from farskip_compile.simulate import Prediction, predict_each
-from farskip_compile.simulate.batches import in_order
-from farskip_compile.simulate.predict import LIMITS
-from farskip_compile.simulate.results import ORDERS, StepResult, exposed_rows, prediction_json
 from tests.simulate.tiny import predicted, scenario
 
 pytest.importorskip("transformers")

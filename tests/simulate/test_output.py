@@ -13,12 +13,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
+from farskip_compile.measure.simulate.picture import draw_prediction
+from farskip_compile.measure.simulate.results import PhaseResult, exposed_rows
+from farskip_compile.measure.simulate.text import duration, prediction_text, verdict
+from farskip_compile.measure.simulate.trace import write_trace
 from farskip_compile.passes.schedule.program import Program, Task, TaskRole
 from farskip_compile.passes.schedule.timeline import flights, simulate
-from farskip_compile.simulate.picture import draw_prediction
-from farskip_compile.simulate.results import PhaseResult, exposed_rows
-from farskip_compile.simulate.text import duration, prediction_text, verdict
-from farskip_compile.simulate.trace import write_trace
 from tests.pictures import assert_readable, backend_kept, kept_figures
 from tests.simulate.tiny import predicted
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from torch import fx
 
+from farskip_compile.measure.simulate.results import PhaseResult
 from farskip_compile.passes.schedule.program import Program, TaskRole, check_order
 from farskip_compile.passes.schedule.published import published_order
-from farskip_compile.simulate.results import PhaseResult
 from farskip_compile.testing.strategies.programs import programs
 from tests.simulate.tiny import predicted
 

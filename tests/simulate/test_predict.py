@@ -10,10 +10,10 @@ import pytest
 
 from farskip_compile.costs import collective_seconds, load_profile
 from farskip_compile.errors import ConfigError
+from farskip_compile.measure.simulate import Prediction, predict, predict_each
+from farskip_compile.measure.simulate.results import ORDERS, prediction_json
 from farskip_compile.passes.schedule.program import check_order
 from farskip_compile.passes.schedule.timeline import simulate
-from farskip_compile.simulate import Prediction, predict, predict_each
-from farskip_compile.simulate.results import ORDERS, prediction_json
 from tests.simulate.tiny import predicted, scenario
 
 pytest.importorskip("transformers")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from farskip_compile.compiler.ranks import fake as fake_ranks
 from farskip_compile.errors import ConfigError
-from farskip_compile.simulate.rank_model import RankModel, rank_model
-from farskip_compile.testing import fake_ranks
+from farskip_compile.measure.simulate.rank_model import RankModel, rank_model
 from tests.simulate.tiny import SMALL, scenario
 
 transformers = pytest.importorskip("transformers")
@@ -80,7 +80,7 @@ def test_what_does_not_divide_is_refused(options: dict[str, Any], said: str, mon
 
 
 def test_a_model_without_experts_is_refused(tmp_path) -> None:
-    from farskip_compile.simulate import Scenario
+    from farskip_compile.measure.simulate import Scenario
 
     transformers.LlamaConfig(num_hidden_layers=2).save_pretrained(tmp_path)
     found = Scenario(model=str(tmp_path), device="mi300x", ep=4, batch=4)

@@ -10,7 +10,7 @@ import pytest
 
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import ConfigError
-from farskip_compile.simulate import KNOWN, Scenario, architecture
+from farskip_compile.measure.simulate import KNOWN, Scenario, architecture
 
 pytest.importorskip("transformers")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.simulate.rank_model import imbalance, zipf_loads
+from farskip_compile.measure.simulate.rank_model import imbalance, zipf_loads
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-from farskip_compile.simulate import Architecture, Prediction, Scenario, architecture, predict, predict_each
+from farskip_compile.measure.simulate import Architecture, Prediction, Scenario, architecture, predict, predict_each
 
 SMALL: dict[str, dict[str, Any]] = {
     "deepseek-v3": {

@@ -7,13 +7,25 @@ import ast
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 
+from tests.structure.sources import ROOT as REPOSITORY
 from tests.structure.sources import imports, modules
 
 ROOT = "farskip_compile"
 MODULES = modules()
-FLOORS = (("graph",), ("normalize",), ("residual",), ("rewire", "schedule"), ("pieces",), ("boundary",))
-"""Of `passes`, from below; those of one floor do not know each other."""
-TOP = ("cli", "demo", "__main__")
+FLOORS = (
+    ("_compat", "text_utils"),
+    ("errors", "base"),
+    ("passes", "comm"),
+    ("verify", "costs", "manifest", "records", "models", "declare"),
+    ("compiler",),
+    ("tools",),
+    ("integrations", "vllm", "healing", "measure"),
+    ("testing", "demo"),
+    ("cli", "__main__"),
+)
+"""The rooms of the package, from below. An import leads down, or to another room of the same floor."""
+PASSES = (("graph",), ("normalize",), ("residual",), ("rewire", "schedule"), ("pieces",), ("boundary",))
+"""The rooms of `passes`, from below. Rooms of one floor do not import each other."""
 
 
 @cache
@@ -65,10 +77,40 @@ def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
     return found
 
 
+def test_imports_lead_down() -> None:
+    height = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    rooms = {name.split(".")[1] for name in MODULES if "." in name}
+    assert rooms == set(height)
+    floor_of = {name: height[name.split(".")[1]] for name in MODULES if "." in name}
+    upward = [
+        (name, target)
+        for name, targets in all_arrows().items()
+        for target in targets
+        if name in floor_of and target in floor_of and floor_of[target] > floor_of[name]
+    ]
+    assert upward == []
+
+
+def test_nothing_imports_the_benchmarks_and_they_have_no_circle() -> None:
+    files = {
+        ".".join(file.relative_to(REPOSITORY).with_suffix("").parts): file
+        for file in sorted((REPOSITORY / "benchmarks").rglob("*.py"))
+    }
+    short = {name.removeprefix("benchmarks."): name for name in files}
+    known = {**files, **{name: files[full] for name, full in short.items()}}
+    arrows_of = {
+        name: {short.get(target, target) for target, _ in imports(name, file, known)} - {name}
+        for name, file in files.items()
+    }
+    assert circles(arrows_of) == []
+    product = [name for name, file in MODULES.items() if list(imports(name, file, known))]
+    assert product == []
+
+
 def test_passes_know_only_the_floors_below_them() -> None:
-    for height, names in enumerate(FLOORS):
+    for height, names in enumerate(PASSES):
         for name in names:
-            allowed = [name, *(below for floor in FLOORS[:height] for below in floor)]
+            allowed = [name, *(below for floor in PASSES[:height] for below in floor)]
             mine = [one for one in MODULES if within(one, f"passes.{name}")]
             others = [
                 one for one in MODULES if within(one, "passes") and not within(one, *(f"passes.{a}" for a in allowed))
@@ -104,17 +146,6 @@ def test_the_check_of_normalize_shares_no_code_with_it() -> None:
     others = [one for one in MODULES if within(one, "passes.normalize", "passes.residual", "passes.rewire")]
     assert checks
     assert arrows(checks, others) == []
-
-
-def test_nothing_knows_the_commands_or_the_demo() -> None:
-    below = [one for one in MODULES if not within(one, *TOP)]
-    assert arrows(below, [one for one in MODULES if within(one, *TOP)]) == []
-
-
-def test_private_apis_know_nothing_of_ours_but_errors() -> None:
-    private = [one for one in MODULES if within(one, "_compat")]
-    others = [one for one in MODULES if not within(one, "_compat", "errors")]
-    assert arrows(private, others) == []
 
 
 def test_no_modules_import_each_other() -> None:

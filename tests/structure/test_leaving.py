@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who ends a process group does it so that the interpreter can end (see farskip_compile/ranks/leave.py)."""
+"""Who ends a process group does it so that the interpreter can end (see farskip_compile/compiler/ranks/leave.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests.structure.sources import ROOT
 
-LEAVES = ROOT / "farskip_compile" / "ranks" / "leave.py"
+LEAVES = ROOT / "farskip_compile" / "compiler" / "ranks" / "leave.py"
 SENDS_NOTHING = re.compile(r'"fake"|join_fake_ranks|late_link|world_size=1\b')
 """Groups without threads, or of one rank in a process that goes on."""
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from farskip_compile import FarSkipConfig, NoResidualStackError, Outcome, PartialModelError, backend
 from farskip_compile._compat.modules import is_compiled
-from farskip_compile.capture import capture, is_compiled_inside
 from farskip_compile.models import build
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.residual.tags import CUSTOM, KEY, terms_of
+from farskip_compile.tools.capture import capture, is_compiled_inside
 
 IDS = torch.zeros(1, 5, dtype=torch.long)
 EAGER = FarSkipConfig(inner="eager")

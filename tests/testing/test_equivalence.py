@@ -39,7 +39,7 @@ def stack():
 
 def unverified():
     """The check in each compile sees such a fault first, and says so."""
-    return mock.patch("farskip_compile.pipeline.verify_normalized")
+    return mock.patch("farskip_compile.compiler.pipeline.verify_normalized")
 
 
 def state_of(model):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from farskip_compile.passes.schedule.program import Program, Task, TaskRole
 from farskip_compile.passes.schedule.search import list_schedule
 from farskip_compile.passes.schedule.timeline import flights, simulate
-from farskip_compile.ranks.announce import Announcement
-from farskip_compile.report.schedule import Predicted, ScheduleReport
+from farskip_compile.records.announcement import Announcement
+from farskip_compile.records.schedule import Predicted, ScheduleReport
 from farskip_compile.testing.strategies import consistent, programs
 from tests.economy import examples
 

@@ -14,11 +14,13 @@ import torch.utils.checkpoint
 from torch import nn
 from torch._inductor.graph import GraphLowering
 
-from farskip_compile import ConfigError, FarSkipConfig, inductor_passes
+from farskip_compile import ConfigError, FarSkipConfig
+from farskip_compile.compiler import inductor_passes
+from farskip_compile.compiler.ranks import fake as fake_ranks
 from farskip_compile.models import build
 from farskip_compile.passes.schedule import kernels as schedule_kernels
 from farskip_compile.passes.schedule.timeline import flights
-from farskip_compile.testing import assert_overlappable, fake_ranks
+from farskip_compile.testing import assert_overlappable
 from tests.graphs import Layer, MoE, Stack
 from tests.graphs import ids as few_ids
 from tests.inductor.test_generated_order import SMALL, parallel, quick_link

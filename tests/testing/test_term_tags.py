@@ -14,10 +14,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.capture import capture
 from farskip_compile.models import build
 from farskip_compile.passes.graph import comms
 from farskip_compile.passes.residual.tags import terms_of
+from farskip_compile.tools.capture import capture
 from tests.graphs import Experts, Layer, Stack
 from tests.graphs import ids as few_ids
 from tests.inductor.test_generated_order import LAYOUTS, SMALL, parallel

@@ -22,7 +22,6 @@ SHOWN_BY = {
     "fold/test_command.py::test_a_checkpoint_is_folded": "fold/test_fold.py",
     "distributed/test_rewire_ranks.py::test_reports_name": "distributed/test_rewire_ranks.py::test_two_ranks_bit_equal",
     "cli/test_commands.py::test_a_report_whose": "cli/test_commands.py::test_what_a_model_prints",
-    "test_facade.py::test_functions_win": "test_facade.py",
     "inductor/test_generated_order.py::test_a_watched": "inductor/test_generated_order.py::test_rewired_models_hide",
     "report/test_tlparse.py::test_tlparse_shows": "report/test_tlparse.py::test_reports_and_schedules",
     "cli/test_commands.py::test_without_json": "cli/test_commands.py::test_what_a_model_prints",

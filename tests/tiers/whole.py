@@ -105,7 +105,6 @@ WHOLE = {
     "tests/_compat/test_kernel_memory.py::test_views_of_one_memory": "Inductor's kernels",
     "tests/_compat/test_kernel_memory.py::test_a_saved_view": "Inductor's kernels",
     # fresh processes
-    "tests/test_facade.py::test_functions_win": "imports in every order",
     "tests/guard/test_checkpoints.py::test_imported_in_either_order": "imports in both orders",
     "tests/testing/test_strategies.py::test_without_hypothesis": "an import without a package",
     # whole models, and searches over them

@@ -16,7 +16,7 @@ from farskip_compile import (
     PartialModelError,
     UnsupportedPatternError,
 )
-from farskip_compile.explain import explain
+from farskip_compile.tools.explain import explain
 from tests.verify import nets
 from tests.verify.nets import ADDS, MIXERS, SELECTIONS, Attention, Experts, Mixer, Net, inputs
 

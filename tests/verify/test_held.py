@@ -11,8 +11,8 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from farskip_compile.compiler.inductor_passes import wait_for  # noqa: F401 (an operator)
 from farskip_compile.errors import UnsupportedPatternError, VerificationError
-from farskip_compile.inductor_passes import wait_for  # noqa: F401 (an operator)
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.schedule.custom_collectives import mark_custom_collectives
 from farskip_compile.verify.held import own_waits, verify_held

@@ -16,6 +16,7 @@ from torch import fx
 from torch.utils.checkpoint import checkpoint
 
 from farskip_compile import FarSkipConfig
+from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes import normalize as package
 from farskip_compile.passes.boundary import arrive
@@ -25,7 +26,6 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.normalize.accumulations import lower
 from farskip_compile.passes.normalize.definitions import lower_definitions
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
-from farskip_compile.pipeline import run
 from farskip_compile.verify.normalized.check import verify_normalized
 from farskip_compile.verify.normalized.memory import Numbers, allocate, narrow, read, write
 from farskip_compile.verify.normalized.memory import View as Tensor

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.capture import Capture, capture
 from farskip_compile.models import MODELS, build
 from farskip_compile.passes.residual import read_table
+from farskip_compile.tools.capture import Capture, capture
 from farskip_compile.verify.account.begins import rows_begin
 from farskip_compile.verify.rows.read import read_rows
 from tests.verify.row_oracle import disagreements

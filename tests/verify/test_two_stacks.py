@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import farskip_compile
 from farskip_compile.errors import NotASumError, UnsupportedPatternError
-from farskip_compile.report.compile import Outcome
+from farskip_compile.records.compile import Outcome
 from tests.verify import nets
 from tests.verify.nets import Attention, Net, inputs
 from tests.verify.test_account import refusal_of, report_of

@@ -11,7 +11,7 @@ import pytest
 from torch import fx, nn
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.vllm import backends, overlap
 from farskip_compile.vllm.asked import Asked, ServingOptions
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import pytest
 
+from farskip_compile.compiler.ranks import fake as fake_ranks
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import Manifest
 from farskip_compile.manifest.check import check_as_written, check_whole
 from farskip_compile.manifest.fingerprint import ParameterFingerprint
 from farskip_compile.manifest.graph_parameters import GraphParameters
 from farskip_compile.passes.residual.table import Table
-from farskip_compile.testing import fake_ranks
 
 KNOWN = ParameterFingerprint({"model.layers.0.norm.weight": (8,), "model.layers.0.q.weight": (8, 8)}, {})
 

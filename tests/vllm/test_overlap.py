@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import comms, effects, ops
-from farskip_compile.report.compile import CompileReport
-from farskip_compile.testing.fake_ranks import fake_ranks
+from farskip_compile.records.compile import CompileReport
 from farskip_compile.vllm import overlap
 from farskip_compile.vllm.asked import Asked, ServingOptions
 from farskip_compile.vllm.rewiring import rewire

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from farskip_compile.errors import FarSkipWarning, InseparableExpertsError, OriginalWiringError, UnsupportedPatternError
 from farskip_compile.passes.graph import ops
-from farskip_compile.report.compile import CompileReport, Outcome
+from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.vllm.asked import Asked, ServingOptions
 from farskip_compile.vllm.rewiring import ran, rewire
 from tests.economy import examples

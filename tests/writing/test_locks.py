@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from farskip_compile.base.json_files import replacing, write_text
+from farskip_compile.base.writing import locks
 from farskip_compile.errors import ConfigError
-from farskip_compile.json_files import replacing, write_text
-from farskip_compile.writing import locks
 
 
 def hold_until_killed(folder: Path, ready: int) -> None:

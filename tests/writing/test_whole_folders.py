@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from farskip_compile.writing.locks import TEMPORARY
-from farskip_compile.writing.whole_folders import FolderInTheMaking
+from farskip_compile.base.writing.locks import TEMPORARY
+from farskip_compile.base.writing.whole_folders import FolderInTheMaking
 from tests.interrupted import interrupted
 
 OLD = {"config.json": "old", "model.safetensors": "old", "farskip.json": "old"}

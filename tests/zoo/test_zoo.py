@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from farskip_compile.cli import app
 from farskip_compile.cli.zoo import regressions
-from farskip_compile.zoo.run import ZooEntry, check_family
-from farskip_compile.zoo.table import counts, page, summary
+from farskip_compile.tools.zoo.run import ZooEntry, check_family
+from farskip_compile.tools.zoo.table import counts, page, summary
 
 pytest.importorskip("transformers")
-from farskip_compile.zoo.families import moe_families
+from farskip_compile.tools.zoo.families import moe_families
 
 RECORDED = json.loads((Path(__file__).parents[2] / "docs" / "zoo.json").read_text())
 FAMILIES = {family.model_type: family for family in moe_families()}

@@ -10,8 +10,8 @@ import torch
 
 import farskip_compile
 from farskip_compile import ManifestError
-from farskip_compile.export import manifest_of, metadata_of
 from farskip_compile.models import FarSkipForm, build
+from farskip_compile.tools.export import manifest_of, metadata_of
 from tests.compare import relative_difference
 from tests.economy import scalar_kernels
 

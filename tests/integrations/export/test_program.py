@@ -13,8 +13,8 @@ from torch.export import Dim
 
 import farskip_compile
 from farskip_compile import ManifestError, load_manifest, save_manifest
-from farskip_compile.export import manifest_of
 from farskip_compile.models import FarSkipForm, build
+from farskip_compile.tools.export import manifest_of
 from tests.compare import run_with_gradients
 
 IDS = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(0))

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 import farskip_compile
-from farskip_compile.export import manifest_of
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
+from farskip_compile.tools.export import manifest_of
 from tests.distributed.ranks import run_ranks
 
 LAYOUTS = ("padded", "dropless", "tp")

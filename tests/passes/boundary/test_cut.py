@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from farskip_compile.config import FarSkipConfig
+from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import PartialModelError, VerificationError
 from farskip_compile.passes.boundary.markers import arrive, depart
 from farskip_compile.passes.boundary.tail import Departure, StreamTail, tail_of
-from farskip_compile.pipeline import run
-from farskip_compile.report.compile import CompileReport
+from farskip_compile.records.compile import CompileReport
 from farskip_compile.verify.boundary import _with_tail, record, verify_cut
 from tests.graphs import Dense, Layer, MoE, dynamo
 

@@ -16,7 +16,7 @@ from torch import fx
 
 from farskip_compile._compat import collectives
 from farskip_compile.comm import combine, dispatch
-from farskip_compile.testing.fake_ranks import fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 
 RANKS, EXPERTS, WIDTH, TOKENS = 2, 4, 8, 12
 Layer = Callable[[torch.Tensor], torch.Tensor]

@@ -17,12 +17,12 @@ from torch import fx
 
 from farskip_compile._compat import collectives
 from farskip_compile.comm import combine, dispatch
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.blocks import exchanges_of
 from farskip_compile.passes.pieces.by_expert import cut_by_expert
 from farskip_compile.passes.pieces.notes import is_piece, noted
-from farskip_compile.testing.fake_ranks import fake_ranks
 from farskip_compile.verify.blocks import verify_blocks
 
 RANKS, EXPERTS, WIDTH = 2, 8, 3

@@ -9,7 +9,7 @@ from torch import nn
 
 from farskip_compile.errors import ConnectivityError, DenseModelError, LayerRangeError
 from farskip_compile.passes.rewire.request import RewireRequest, ask, is_shortcut
-from farskip_compile.report.wiring import classify_wiring
+from farskip_compile.records.wiring import classify_wiring
 from tests.graphs import WIDTH, Attention, Dense, Experts, Layer, MoE, Stack, table_of
 
 

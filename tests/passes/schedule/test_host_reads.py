@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from farskip_compile.compiler.inductor_passes import host_copies  # noqa: F401 (operators)
 from farskip_compile.errors import VerificationError
-from farskip_compile.inductor_passes import host_copies  # noqa: F401 (operators)
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.schedule import host_reads
 from farskip_compile.passes.schedule.collectives import launches_with_waits

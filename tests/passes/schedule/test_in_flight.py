@@ -11,11 +11,11 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-import farskip_compile.carrier.landing  # noqa: F401 (an operator)
+import farskip_compile.compiler.carrier.landing  # noqa: F401 (an operator)
+from farskip_compile.compiler.inductor_passes import schedule_post_grad
+from farskip_compile.compiler.inductor_passes.plan import Plan
 from farskip_compile.costs.profile import load_profile
 from farskip_compile.errors import VerificationError
-from farskip_compile.inductor_passes import schedule_post_grad
-from farskip_compile.inductor_passes.plan import Plan
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.residual.tags import CUSTOM, DEPARTS, FLIGHT, LANDED
 from farskip_compile.passes.schedule.from_graph import read_program

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model is about to run in its original wiring: an error, or with `strict=False` one warning for each model.
+
+Contract: `original_wiring` raises, or warns and counts, and tells `farskip status`; it changes no module. `as_written`
+is the count, for `status`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from farskip_compile.compiler.guard.activity import is_on_purpose
+from farskip_compile.errors import FarSkipWarning, OriginalWiringError
+from farskip_compile.records.process_file import note_failure
+
+
+@dataclass
+class AsWritten:
+    """Calls of one module that ran in its original wiring, though it was compiled to run rewired."""
+
+    calls: int
+    reason: str
+    """The last reason."""
+
+
+_as_written: WeakKeyDictionary[nn.Module, AsWritten] = WeakKeyDictionary()
+
+
+def as_written(module: nn.Module) -> AsWritten | None:
+    """The calls of `module` that ran in its original wiring; None: none is known of."""
+    return _as_written.get(module)
+
+
+def original_wiring(module: nn.Module, reason: str, way_out: str, *, strict: bool) -> None:
+    """See the module's contract.
+
+    Raises:
+        OriginalWiringError: `strict`.
+    """
+    if is_on_purpose():
+        return
+    error = OriginalWiringError(reason, way_out=way_out)
+    if strict:
+        note_failure("error", error, module)
+        raise error
+    known = _as_written.get(module)
+    _as_written[module] = AsWritten(known.calls + 1 if known is not None else 1, reason)
+    if known is None:
+        note_failure("stopped", error, module)
+        warnings.warn(f"{reason}\n  way out: {way_out}", FarSkipWarning, stacklevel=4)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a profile shows: communication, how much of it was exposed, and what hid the rest.
+
+    report = record(step, path="trace{rank}.json")              # on every rank; this rank's report
+    report = overlap([read_trace(path) for path in paths])      # of all ranks; `farskip overlap` does the same
+    report = overlap(read_traces("node.sqlite"))                # all ranks of a node, by Nsight Systems
+
+Exposed is the time during which a collective is in flight and no compute of the same rank runs; overlap is
+1 - exposed / communication. Both are measured on unions of intervals, on CPU with gloo and on CUDA or HIP streams.
+What counts as compute is said in `raw.py`, by names in `events.py` (host) and `gpu_families.py` (GPU); in doubt, less
+does. On a GPU, communication is NCCL and RCCL, what NVSHMEM, DeepEP, symmetric memory and custom all-reduces do, and
+copies between GPUs; what NCCL calls SendRecv has the name of what launched it (`launches.py`). A collective is in
+flight while its event lasts, not while it queues; on each rank this includes the wait for ranks that come later, which
+`overlap(..., subtract_peer_wait=True)` subtracts if the traces of all ranks are given.
+"""
+
+from __future__ import annotations
+
+from farskip_compile.measure.profiling.chrome import (
+    NoCollectivesError,
+    NotATraceError,
+    RanksMissingError,
+    TraceError,
+    TruncatedTraceError,
+)
+from farskip_compile.measure.profiling.data import (
+    Collective,
+    CollectiveDevice,
+    CollectiveReport,
+    EstimateReport,
+    Hider,
+    MeasuredOverlap,
+    OverlapReport,
+    PartReport,
+    RankReport,
+    StepTimes,
+    Trace,
+)
+from farskip_compile.measure.profiling.measure import overlap
+from farskip_compile.measure.profiling.page import overlap_page, timeline_svg
+from farskip_compile.measure.profiling.read import read_trace, read_traces
+from farskip_compile.measure.profiling.recording import kernels_visible, merge_traces, record
+from farskip_compile.measure.profiling.text import report_text
+
+__all__ = [
+    "Collective",
+    "CollectiveDevice",
+    "CollectiveReport",
+    "EstimateReport",
+    "Hider",
+    "MeasuredOverlap",
+    "NoCollectivesError",
+    "NotATraceError",
+    "OverlapReport",
+    "PartReport",
+    "RankReport",
+    "RanksMissingError",
+    "StepTimes",
+    "Trace",
+    "TraceError",
+    "TruncatedTraceError",
+    "kernels_visible",
+    "merge_traces",
+    "overlap",
+    "overlap_page",
+    "read_trace",
+    "read_traces",
+    "record",
+    "report_text",
+    "timeline_svg",
+]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler's estimates next to what the trace shows, for each compiled graph and in total.
+
+In:    traces that hold the schedules of the process that was profiled (`record` writes them into the trace), each with
+       the runs of its compiled graphs.
+Out:   a row for each scheduled graph that ran, and their sum; nothing if no schedule is known.
+Never: guesses. A graph whose runs can't be identified is left without measurement.
+
+Algorithm:
+1. On a CPU a graph's run is a marked stretch of one thread. Its compute is the part of the rank's compute inside it;
+   its communication is the union of the collectives launched inside it; exposed is the part of that outside compute.
+   Runs of one graph are averaged, and so are ranks.
+2. A trace does not say which schedule a graph has. Both are known in order, and so is how many collectives each
+   launches; they are matched from the last to the first, since older schedules may be of models that did not run.
+3. On a GPU kernels run apart from the code that launches them, so there is only the sum, of the whole trace. It is
+   compared with the schedules of one step, so that one step must be profiled.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from typing import Any
+
+from farskip_compile.base.json_files import shown
+from farskip_compile.measure.profiling.data import CollectiveDevice, EstimateReport, StepTimes, Trace
+from farskip_compile.measure.profiling.intervals import Span, difference, intersection, total, union
+from farskip_compile.text_utils import printable
+
+SECONDS = ("compute_seconds", "communication_seconds", "exposed_seconds", "seconds")
+"""Fields of a schedule, in the order of `StepTimes`."""
+MOST_SECONDS = 1e9
+_Runs = list[StepTimes]
+
+
+def announced(entries: object) -> tuple[dict[str, Any], ...]:
+    """The schedules that a trace holds, of which this module knows some fields.
+
+    Raises:
+        ValueError: one of them is not as a report's `to_json` gave it.
+    """
+    found = entries if isinstance(entries, list) else []
+    return tuple(_schedule(one) for one in found if isinstance(one, dict) and isinstance(one.get("orders"), dict))
+
+
+def _schedule(data: dict[str, Any]) -> dict[str, Any]:
+    after, orders = data.get("after"), data["orders"]
+    if after is not None:
+        after = {name: after[name] for name in SECONDS}
+        if not all(isinstance(time, (int, float)) and 0 <= time <= MOST_SECONDS for time in after.values()):
+            raise ValueError(f"a schedule of {shown(after)} seconds")
+    if not all(isinstance(order, list) for order in orders.values()):
+        raise ValueError("a schedule whose orders are no lists")
+    names = {name: printable(str(data.get(name, default))) for name, default in (("phase", "graph"), ("profile", ""))}
+    return {**names, "orders": {group: [*map(str, order)] for group, order in orders.items()}, "after": after}
+
+
+def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
+    """Rows for all scheduled graphs in `traces`, the sum last; empty if the traces hold no schedule."""
+    known = next((trace.schedules for trace in traces if trace.schedules), ())
+    schedules = [one for one in known if one.get("after") is not None]
+    if not schedules:
+        return ()
+    matched: dict[int, list[StepTimes]] = {}
+    for trace in traces:
+        for index, graph in _match(schedules, _graphs(trace)):
+            matched.setdefault(index, []).append(_mean(graph))
+    chosen = sorted(matched) or range(len(schedules))
+    rows = [
+        EstimateReport(
+            name=_name(schedules, index, chosen),
+            collectives=_launches(schedules[index]),
+            profile=schedules[index]["profile"],
+            estimated=StepTimes(*(round(1e9 * schedules[index]["after"][name]) for name in SECONDS)),
+            measured=_mean(matched[index]) if index in matched else None,
+        )
+        for index in chosen
+    ]
+    found = [row.measured for row in rows if row.measured is not None]
+    runs = [_times(one.span or (0, 0), one.compute(), [(c.start, c.end) for c in one.collectives]) for one in traces]
+    whole = EstimateReport(
+        name="total",
+        collectives=sum(row.collectives for row in rows),
+        profile=", ".join(dict.fromkeys(row.profile for row in rows)),
+        estimated=_sum([row.estimated for row in rows]),
+        measured=_sum(found) if len(found) == len(rows) else _mean(runs),
+    )
+    return (*rows, whole)
+
+
+def _graphs(trace: Trace) -> list[tuple[int, _Runs]]:
+    """(launches, runs) of the compiled graphs of a rank that launch any, in the order in which they first ran."""
+    if trace.device is not CollectiveDevice.CPU or not trace.graphs:
+        return []
+    compute = trace.compute()
+    launched = sorted((*one.order, one.end) for one in trace.collectives)
+    moments = [moment for moment, _, _ in launched]
+    graphs: dict[str, tuple[int, _Runs]] = {}
+    for start, end, name in trace.graphs:
+        inside = launched[bisect_right(moments, start - 1) : bisect_right(moments, end)]
+        if inside:
+            times = _times((start, end), compute, [(first, last) for _, first, last in inside])
+            graphs.setdefault(name, (len(inside), []))[1].append(times)
+    return list(graphs.values())
+
+
+def _times(stretch: Span, compute: Sequence[Span], collectives: Sequence[Span]) -> StepTimes:
+    flying = union(collectives)
+    return StepTimes(
+        compute_ns=total(intersection([stretch], compute)),
+        communication_ns=total(flying),
+        exposed_ns=total(difference(flying, compute)),
+        step_ns=stretch[1] - stretch[0],
+    )
+
+
+def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[tuple[int, _Runs]]) -> Iterator[tuple[int, _Runs]]:
+    """(index of a schedule, runs of its graph), from the last to the first."""
+    left = len(schedules)
+    for launches, runs in reversed(graphs):
+        index = next((i for i in reversed(range(left)) if _launches(schedules[i]) == launches), None)
+        if index is not None:
+            yield index, runs
+            left = index
+
+
+def _launches(schedule: dict[str, Any]) -> int:
+    return sum(map(len, schedule["orders"].values()))
+
+
+def _name(schedules: Sequence[dict[str, Any]], index: int, chosen: Sequence[int]) -> str:
+    phase = schedules[index]["phase"]
+    same = [i for i in chosen if schedules[i]["phase"] == phase]
+    return str(phase) if len(same) == 1 else f"{phase} {same.index(index) + 1}"
+
+
+def _sum(times: Sequence[StepTimes]) -> StepTimes:
+    return StepTimes(*map(sum, zip(*map(astuple, times), strict=True)))
+
+
+def _mean(times: Sequence[StepTimes]) -> StepTimes:
+    return StepTimes(*(time // len(times) for time in astuple(_sum(times))))

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What FarSkip will bring on hardware that is not here: models at full size, on fake tensors and fake ranks.
+
+    scenario -> rank_model -> graphs -> programs -> orders -> results
+
+Start reading at `predict.py`. `cuts` and `attention` turn the code of transformers into what one rank runs.
+"""
+
+from farskip_compile.measure.simulate.predict import predict, predict_each
+from farskip_compile.measure.simulate.results import PhaseResult, Prediction, StepResult
+from farskip_compile.measure.simulate.scenario import KNOWN, Architecture, Phase, Scenario, architecture
+
+__all__ = [
+    "KNOWN",
+    "Architecture",
+    "Phase",
+    "PhaseResult",
+    "Prediction",
+    "Scenario",
+    "StepResult",
+    "architecture",
+    "predict",
+    "predict_each",
+]

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a prediction holds: one step in several orders, as data, as JSON, and by kind of collective.
+
+Contract: plain data; seconds and bytes, nothing rounded. What is exposed, and why, is read off the order, not guessed.
+
+Collectives are of one kind if the same operator computes the same terms of the residual stream, whatever the layer. Why
+one is exposed:
+
+    waits for its turn          the channel or the link was busy when it was launched: only that can delay one during
+                                which enough is computed
+    nothing left to compute     next to no compute stood between its launch and its wait: all that was left needed it
+    too little to compute       some did, and took less time than it does
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from farskip_compile.measure.simulate.scenario import Scenario
+from farskip_compile.passes.schedule.program import Program, TaskRole
+from farskip_compile.passes.schedule.timeline import ScheduledFlight, Timeline
+
+ORDERS = ("written", "scheduled", "published", "farskip")
+NEXT_TO_NOTHING = 0.1
+"""A fraction of a collective's time."""
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """One graph in one order."""
+
+    phase: str
+    """`inference`, `forward` or `backward`."""
+    program: Program = field(repr=False)
+    """Its tasks, with their estimated seconds."""
+    order: tuple[int, ...] = field(repr=False)
+    """Indices of the tasks, as the compute stream gets to them."""
+    timeline: Timeline = field(repr=False)
+    """When each begins and ends."""
+    flights: tuple[ScheduledFlight, ...] = field(repr=False)
+    """Each collective: launch, wait and what is computed in between."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the tasks."""
+        line = self.timeline
+        return {
+            "seconds": line.makespan,
+            **{name: getattr(line, name) for name in ("compute", "communication", "exposed")},
+            "collectives": [asdict(row) for row in exposed_rows(self)],
+        }
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step in one order; seconds."""
+
+    phases: tuple[PhaseResult, ...]
+    """One graph, or forward and backward."""
+
+    @property
+    def seconds(self) -> float:
+        """From its start until everything is finished."""
+        return sum(one.timeline.makespan for one in self.phases)
+
+    @property
+    def compute(self) -> float:
+        """On the compute stream."""
+        return sum(one.timeline.compute for one in self.phases)
+
+    @property
+    def communication(self) -> float:
+        """Of all collectives."""
+        return sum(one.timeline.communication for one in self.phases)
+
+    @property
+    def exposed(self) -> float:
+        """While the compute stream is idle because of a collective."""
+        return sum(one.timeline.exposed for one in self.phases)
+
+    @property
+    def hidden(self) -> float:
+        """Fraction of the communication that overlaps compute; 0 where there is none."""
+        return 1 - self.exposed / self.communication if self.communication else 0.0
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes alive at once, with parameters and inputs."""
+        return max(one.timeline.peak_bytes for one in self.phases)
+
+    def hidden_in(self, phase: str) -> float:
+        """The same as `hidden`, for one phase."""
+        return StepResult(tuple(one for one in self.phases if one.phase == phase)).hidden
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the tasks."""
+        names = ("seconds", "compute", "communication", "exposed", "hidden", "peak_bytes")
+        phases = {one.phase: one.to_json() for one in self.phases}
+        return {**{name: getattr(self, name) for name in names}, "phases": phases}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What FarSkip brings in a scenario."""
+
+    scenario: Scenario
+    """What was asked."""
+    written: StepResult
+    """As the model is written, each wait where it stands."""
+    scheduled: StepResult
+    """The same function, in our order."""
+    published: StepResult
+    """Under FarSkip, with AMD's placement of launches and waits."""
+    farskip: StepResult
+    """Under FarSkip, in our order."""
+    imbalance: float
+    """Rows of the fullest rank over the mean."""
+    parameters: int
+    """How many a rank holds."""
+    nodes: int
+    """Of the graph that was captured."""
+    rewired: str
+    """What the passes report about it."""
+    also: Mapping[str, StepResult] = field(default_factory=dict)
+    """What else was asked for, in our order: with exchanges in pieces, in two micro-batches, and under other
+    connectivities."""
+    slower: float = 1.0
+    """How many times as long compute takes as the profile says, by `Scenario.measured` or `Scenario.slower`."""
+    took: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Seconds of this prediction: `model`, `graphs` (of which rewiring: `passes`), `orders`."""
+
+    @property
+    def orders(self) -> dict[str, StepResult]:
+        """All, by name."""
+        return {**{name: getattr(self, name) for name in ORDERS}, **self.also}
+
+    @property
+    def speedup(self) -> float:
+        """Time as written over time under FarSkip, in our order."""
+        return self.written.seconds / self.farskip.seconds
+
+    @property
+    def published_speedup(self) -> float:
+        """The same, by AMD's placement."""
+        return self.written.seconds / self.published.seconds
+
+    @property
+    def scheduled_speedup(self) -> float:
+        """The same, of overlapping without FarSkip."""
+        return self.written.seconds / self.scheduled.seconds
+
+
+def prediction_json(found: Prediction) -> dict[str, Any]:
+    """All of a prediction but its tasks, for `json.dumps`."""
+    scenario = found.scenario
+    return {
+        "scenario": {
+            "model": scenario.architecture.name,
+            "source": scenario.architecture.source,
+            "device": scenario.profile.name,
+            "profile": scenario.profile.digest(),
+            "phase": str(scenario.phase),
+            **{name: getattr(scenario, name) for name in ("ranks", "ep", "tp", "batch", "prompt")},
+            "exchange": scenario.exchanges,
+            **{
+                name: getattr(scenario, name)
+                for name in ("products", "skew", "layers", "interference", "measured", "pieces", "micro_batches")
+            },
+            "slower": scenario.slower,
+        },
+        "imbalance": found.imbalance,
+        "compute_slower": found.slower,
+        "parameters": found.parameters,
+        "nodes": found.nodes,
+        "rewired": found.rewired,
+        "orders": {name: step.to_json() for name, step in found.orders.items()},
+        "speedup": {n: found.written.seconds / step.seconds for n, step in found.orders.items() if n != "written"},
+        "seconds_taken": dict(found.took),
+    }
+
+
+@dataclass(frozen=True)
+class ExposedRow:
+    """The collectives of one kind, in one phase."""
+
+    phase: str
+    operator: str
+    """As the functional operator is called."""
+    terms: tuple[str, ...]
+    """Kinds of the terms that it computes: a attention, s shared experts, r routed experts, m dense feed-forward."""
+    count: int
+    seconds: float
+    """On the wire, in total."""
+    exposed: float
+    reason: str
+    """For most of what is exposed; empty if next to nothing is."""
+    example: str
+    """The one with most exposed, by the terms that it computes."""
+
+
+def exposed_rows(result: PhaseResult) -> tuple[ExposedRow, ...]:
+    """The kinds of collectives of `result`, most exposed first."""
+    issued = _issued(result)
+    groups: dict[tuple[str, tuple[str, ...]], list[ScheduledFlight]] = defaultdict(list)
+    for flight in result.flights:
+        kinds = tuple(dict.fromkeys(term[0] for term in flight.terms))
+        groups[re.sub(r"(_\d+)?'?$", "", flight.launch), kinds].append(flight)  # ': of the second micro-batch
+    rows = []
+    for (operator, kinds), members in groups.items():
+        exposed = sum(flight.exposed for flight in members)
+        seconds = sum(flight.seconds for flight in members)
+        blame: dict[str, float] = defaultdict(float)
+        for flight in members:
+            blame[_reason(flight, issued[flight.launch])] += flight.exposed
+        worst = max(members, key=lambda flight: flight.exposed)
+        reason = max(blame, key=lambda name: blame[name]) if exposed > 0.01 * seconds else ""
+        example = " + ".join(worst.terms) or worst.launch
+        rows.append(ExposedRow(result.phase, operator, kinds, len(members), seconds, exposed, reason, example))
+    return tuple(sorted(rows, key=lambda row: -row.exposed))
+
+
+def _issued(result: PhaseResult) -> dict[str, float]:
+    """When each launch is issued: when the compute stream gets to it, by its name."""
+    found, now = {}, 0.0
+    for index in result.order:
+        task = result.program.tasks[index]
+        if task.role is TaskRole.LAUNCH:
+            found[task.name] = now
+        else:
+            now = result.timeline.end[index]
+    return found
+
+
+def _reason(flight: ScheduledFlight, issued: float) -> str:
+    if flight.start - issued > 0.5 * flight.exposed or flight.compute >= flight.seconds:
+        return "waits for its turn"
+    return "nothing left to compute" if flight.compute < NEXT_TO_NOTHING * flight.seconds else "too little to compute"
