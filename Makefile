@@ -114,7 +114,7 @@ gpu: ## what a machine with a GPU can show: docs/gpu_figures.md
 
 # Every MoE family of the installed transformers; writes docs/zoo.md and fails where a family was better before.
 zoo: $(VENV)/.installed ## every MoE family of the installed transformers: docs/zoo.md
-	$(VENV)/bin/farskip zoo --against docs/zoo.json --page docs/zoo.md
+	$(VENV)/bin/farskip check families --against docs/zoo.json --page docs/zoo.md
 
 # The core tests on other versions of torch and transformers, in environments of their own (gigabytes each, removed at
 # once); writes docs/compat.json and the table in docs/compat.md. COMPAT="--only torch-2.11 --keep" for one of them.

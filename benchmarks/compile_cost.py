@@ -132,7 +132,7 @@ class Probe:
         self.rows: list[dict[str, float]] = []
         self._ours = farskip_compile.backend(config)
         self._identity = lambda module: identity_of(config, module, None)
-        self._last_report = lambda: farskip_compile.last_reports()[-1]
+        self._last_report = lambda: farskip_compile.reports().compiles[-1]
         captured: list[torch.fx.GraphModule] = []
         spent = {"copy": 0.0, "ours": 0.0}
 

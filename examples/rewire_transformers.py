@@ -46,7 +46,7 @@ with torch.no_grad():
     rewired = model(ids).logits.log_softmax(-1)
 
 # 4. What ran, and how far it is from the original: these weights were not trained for it, heal_and_evaluate.py does.
-report = farskip_compile.last_reports()[-1]
+report = farskip_compile.reports().compiles[-1]
 print(f"\nThis ran:\n{report.summary()}")
 for row, terms in report.left_out.items():
     print(f"  {row} leaves out {', '.join(terms)}")

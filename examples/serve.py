@@ -28,8 +28,7 @@ def convert(folder: str) -> None:
     model.save_pretrained(folder)
     ByT5Tokenizer(extra_ids=0).save_pretrained(folder)  # a token for each byte, and three more
     farskip_compile.prepare(model)
-    manifest = farskip_compile.describe(model, torch.zeros(1, 8, dtype=torch.long), use_cache=False)
-    farskip_compile.save_manifest(manifest, folder)
+    farskip_compile.save_manifest(model, folder, torch.zeros(1, 8, dtype=torch.long), use_cache=False)
 
 
 def generate(folder: str) -> None:
@@ -51,7 +50,7 @@ def generate(folder: str) -> None:
     farskip_compile.prepare(model)
     model.compile(backend="farskip", fullgraph=True, options={"manifest": folder, "inner": "aot_eager"})
     tokens = model.generate(prompts, max_new_tokens=16, do_sample=False, cache_implementation="static")
-    for report in farskip_compile.last_reports():  # of the prompts, and of all single tokens after them
+    for report in farskip_compile.reports().compiles:  # of the prompts, and of all single tokens after them
         print(report.summary())
     print(*map(repr, tokenizer.batch_decode(tokens)), sep="\n")
     farskip_compile.unguard(original)  # to see that the two can be told apart
@@ -69,4 +68,4 @@ else:
     if not sys.argv[1:]:
         convert(folder)
     subprocess.run([sys.executable, __file__, "--generate", folder], check=True)  # nothing is left of this process
-    print(f"\nvllm serve {shlex.quote(folder)}\nfarskip verify-serving {shlex.quote(folder)}")
+    print(f"\nvllm serve {shlex.quote(folder)}\nfarskip check serving {shlex.quote(folder)}")

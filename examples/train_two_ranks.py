@@ -67,7 +67,7 @@ def train(name: str, **how: Any) -> OverlapReport:
 
 plain = train("plain")
 rewired = train("rewired", backend="farskip", options={"memory_increase": 1.0})
-console.print(f"{farskip_compile.last_reports()[-1].summary()}\n")
+console.print(f"{farskip_compile.reports().compiles[-1].summary()}\n")
 console.print("plain:", headline(plain), "\nrewired:", report_text(rewired, console), sep="\n")
 console.print(f"\nfarskip overlap {folder[0]}/rewired*.json\nshows this again; ui.perfetto.dev draws the files")
 dist.barrier()

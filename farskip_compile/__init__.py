@@ -21,37 +21,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from farskip_compile.compiler.backend import Backend, backend, farskip
+    from farskip_compile.compiler.backend import backend
     from farskip_compile.compiler.config import FarSkipConfig
     from farskip_compile.compiler.guard.forward import unguard
     from farskip_compile.declare import declare_op
-    from farskip_compile.errors import (
-        AsyncCollectiveError,
-        ConfigError,
-        ConnectivityError,
-        DDPSplitError,
-        DenseModelError,
-        FarSkipError,
-        FarSkipWarning,
-        InseparableExpertsError,
-        LayerRangeError,
-        ManifestError,
-        MissingPackageError,
-        NoResidualStackError,
-        NotASumError,
-        OptionsMismatchError,
-        OrderMismatchError,
-        OriginalWiringError,
-        ParallelismError,
-        PartialModelError,
-        RankFailedError,
-        UnsupportedPatternError,
-        VerificationError,
-    )
-    from farskip_compile.manifest import Manifest, load_manifest, save_manifest
-    from farskip_compile.records.compile import CompileReport, Outcome, clear_reports, last_reports
-    from farskip_compile.records.schedule import ScheduleReport, clear_schedules, last_schedules
-    from farskip_compile.tools.describe import describe
+    from farskip_compile.errors import ConfigError, FarSkipError, FarSkipWarning, OriginalWiringError
+    from farskip_compile.manifest import Manifest, load_manifest
+    from farskip_compile.records.compile import CompileReport, Outcome
+    from farskip_compile.records.reports import reports
+    from farskip_compile.records.schedule import ScheduleReport
+    from farskip_compile.tools.describe import describe, save_manifest
     from farskip_compile.tools.explain import Explanation, explain
     from farskip_compile.tools.export import export
     from farskip_compile.tools.prepare import Preparation, prepare
@@ -59,72 +38,77 @@ if TYPE_CHECKING:
     from farskip_compile.tools.status import Status, status
 
 __all__ = [
-    "AsyncCollectiveError",
-    "Backend",
     "CompileReport",
     "ConfigError",
-    "ConnectivityError",
-    "DDPSplitError",
-    "DenseModelError",
     "Explanation",
     "FarSkipConfig",
     "FarSkipError",
     "FarSkipWarning",
-    "InseparableExpertsError",
-    "LayerRangeError",
     "Manifest",
-    "ManifestError",
-    "MissingPackageError",
-    "NoResidualStackError",
-    "NotASumError",
-    "OptionsMismatchError",
-    "OrderMismatchError",
     "OriginalWiringError",
     "Outcome",
-    "ParallelismError",
-    "PartialModelError",
     "Preparation",
-    "RankFailedError",
     "Regional",
     "ScheduleReport",
     "Status",
-    "UnsupportedPatternError",
-    "VerificationError",
     "backend",
-    "clear_reports",
-    "clear_schedules",
     "declare_op",
     "describe",
     "explain",
     "export",
-    "farskip",
-    "last_reports",
-    "last_schedules",
     "load_manifest",
     "prepare",
     "regional",
+    "reports",
     "save_manifest",
     "status",
     "unguard",
 ]
 
-_ELSEWHERE = {
-    "compiler.backend": ("Backend", "backend", "farskip"),
+_NAMES_BY_MODULE = {
+    "compiler.backend": ("backend",),
     "compiler.config": ("FarSkipConfig",),
-    "declare": ("declare_op",),
-    "tools.describe": ("describe",),
-    "tools.explain": ("Explanation", "explain"),
-    "tools.export": ("export",),
     "compiler.guard.forward": ("unguard",),
-    "manifest": ("Manifest", "load_manifest", "save_manifest"),
-    "tools.prepare": ("Preparation", "prepare"),
-    "tools.regional": ("Regional", "regional"),
-    "records.compile": ("CompileReport", "Outcome", "clear_reports", "last_reports"),
-    "records.schedule": ("ScheduleReport", "clear_schedules", "last_schedules"),
-    "tools.status": ("Status", "status"),
+    "declare": ("declare_op",),
+    "errors": (
+        "ConfigError",
+        "FarSkipError",
+        "FarSkipWarning",
+        "OriginalWiringError",
+    ),
+    "manifest": (
+        "Manifest",
+        "load_manifest",
+    ),
+    "records.compile": (
+        "CompileReport",
+        "Outcome",
+    ),
+    "records.reports": ("reports",),
+    "records.schedule": ("ScheduleReport",),
+    "tools.describe": (
+        "describe",
+        "save_manifest",
+    ),
+    "tools.explain": (
+        "Explanation",
+        "explain",
+    ),
+    "tools.export": ("export",),
+    "tools.prepare": (
+        "Preparation",
+        "prepare",
+    ),
+    "tools.regional": (
+        "Regional",
+        "regional",
+    ),
+    "tools.status": (
+        "Status",
+        "status",
+    ),
 }
-"""Module: its public names. All others are errors, and the warning."""
-_HOME = dict.fromkeys(__all__, "errors") | {name: module for module, names in _ELSEWHERE.items() for name in names}
+_HOME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,18 +22,17 @@ in the plain model's order, so that results can be compared bit for bit.
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import nn
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.errors import ConfigError, LayerRangeError
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
-
-FormName = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
 
 
 class FarSkipForm(nn.Module):
@@ -58,13 +57,13 @@ class FarSkipForm(nn.Module):
         self,
         decoder: Decoder,
         *,
-        connectivity: FormName = "full",
+        connectivity: ConnectivityName = "full",
         layers: tuple[int, int] | None = None,
         merge_reductions: bool = False,
     ) -> None:
         super().__init__()
-        if connectivity not in get_args(FormName):
-            raise ConfigError(f"connectivity must be one of {get_args(FormName)}, not {connectivity!r}")
+        if connectivity not in get_args(ConnectivityName):
+            raise ConfigError(f"connectivity must be one of {get_args(ConnectivityName)}, not {connectivity!r}")
         if merge_reductions and (connectivity not in ("full", "mlp") or decoder.parallel.tp_group is None):
             raise ConfigError(
                 'merge_reductions needs tensor parallelism and connectivity "full" or "mlp"',

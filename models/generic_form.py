@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.models.generic_rules import ForwardEvents, RuleName, terms_to_leave_out
+from farskip_compile.base.choices import ConnectivityName
+from farskip_compile.models.generic_rules import ForwardEvents, terms_to_leave_out
 from farskip_compile.models.residual_tensor import Expression, ForkedTensor, ResidualTensor, plain, reading
 from farskip_compile.models.selected_terms import SelectedTerms
 from farskip_compile.models.sub_blocks import SubBlockModule, embedding_of, find_sub_blocks, kind_of, parts
@@ -41,7 +42,7 @@ class GenericFarSkipForm(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, connectivity: RuleName = "full", layers: tuple[int, int] | None = None
+        self, model: nn.Module, connectivity: ConnectivityName = "full", layers: tuple[int, int] | None = None
     ) -> None:
         super().__init__()
         self.model = model
@@ -195,7 +196,7 @@ class GenericFarSkipForm(nn.Module):
 
 @contextmanager
 def installed(
-    model: nn.Module, connectivity: RuleName = "full", layers: tuple[int, int] | None = None
+    model: nn.Module, connectivity: ConnectivityName = "full", layers: tuple[int, int] | None = None
 ) -> Iterator[GenericFarSkipForm]:
     """Within the block, `model` itself is in FarSkip form, also for other callers such as `model.generate`."""
     form = GenericFarSkipForm(model, connectivity, layers)

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.models.sub_blocks import SubBlockModule
-
-RuleName = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
 
 
 @dataclass
@@ -44,7 +42,7 @@ class ForwardEvents:
 
 
 def terms_to_leave_out(
-    run: ForwardEvents, connectivity: RuleName, layers: tuple[int, int] | None
+    run: ForwardEvents, connectivity: ConnectivityName, layers: tuple[int, int] | None
 ) -> dict[SubBlockModule, frozenset[str]]:
     """The labels that each sub-block does not read; sets the layer of each.
 

@@ -75,7 +75,7 @@ def fresh_compiler():
     import farskip_compile
 
     torch.set_num_threads(1)
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     yield
     torch.compiler.reset()
 

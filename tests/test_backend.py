@@ -49,7 +49,7 @@ def test_default_is_full_on_inductor() -> None:
     with torch.no_grad():
         output = torch.compile(model, backend="farskip", fullgraph=True)(ids())
         torch.testing.assert_close(output, FarSkipForm(model)(ids()), rtol=1e-4, atol=1e-5)
-    (report,) = farskip_compile.last_reports()
+    (report,) = farskip_compile.reports().compiles
     assert report.outcome is Outcome.REWIRED
     assert report.config["connectivity"] == "full"
 
@@ -70,7 +70,7 @@ def test_dynamic_shapes_do_not_recompile(inner: str) -> None:
     for batch, sequence in ((2, 6), (3, 9)):
         x = ids(batch, sequence)
         assert relative_difference(compiled(x), FarSkipForm(model)(x)) < 1e-12
-        reports.append(len(farskip_compile.last_reports()))
+        reports.append(len(farskip_compile.reports().compiles))
     assert reports[0] == reports[-1] == 1
 
 
@@ -85,7 +85,7 @@ def test_marked_dimensions_train_without_recompiling() -> None:
         output, gradients = run_with_gradients(compiled, model, x)
         assert relative_difference(output, expected) < 1e-12
         assert_gradients_close(gradients, expected_gradients, 1e-10)
-    assert len(farskip_compile.last_reports()) == 1
+    assert len(farskip_compile.reports().compiles) == 1
 
 
 def test_dynamic_inductor_training() -> None:
@@ -98,7 +98,7 @@ def test_dynamic_inductor_training() -> None:
             output, gradients = run_with_gradients(compiled, model, x)
         assert relative_difference(output, expected) < 1e-10
         assert_gradients_close(gradients, expected_gradients, 1e-9)
-    assert len(farskip_compile.last_reports()) == 1  # Dynamo analysed twice (symbolic floats): one report
+    assert len(farskip_compile.reports().compiles) == 1  # Dynamo analysed twice (symbolic floats): one report
 
 
 def test_bf16_autocast_bit_equal() -> None:
@@ -167,7 +167,7 @@ def test_activation_checkpointing(inner: str) -> None:
         assert torch.equal(output, expected)
     assert relative_difference(output, expected) < 1e-10
     assert_gradients_close(gradients, expected_gradients, 1e-12 if inner == "eager" else 1e-9)
-    assert farskip_compile.last_reports()[-1].checkpoints_opened == len(layers)
+    assert farskip_compile.reports().compiles[-1].checkpoints_opened == len(layers)
 
 
 def backward_graph_nodes(model: nn.Module, target: nn.Module) -> int:
@@ -225,7 +225,7 @@ def test_loss_and_sampler_graphs_pass_through(inner: str) -> None:
     target = torch.arange(4)
     compiled = torch.compile(loss, backend="farskip", fullgraph=True, options={"inner": inner})
     torch.testing.assert_close(compiled(logits, target), loss(logits, target))
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.NO_STACK
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.NO_STACK
 
 
 def test_unrelated_sums_pass_through() -> None:
@@ -238,7 +238,7 @@ def test_unrelated_sums_pass_through() -> None:
     moment = torch.randn(8, 8)
     compiled = torch.compile(update, backend="farskip", fullgraph=True, options={"inner": "eager"})
     assert all(map(torch.equal, compiled(weights, moment), update(weights, moment)))
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.NO_STACK
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.NO_STACK
 
 
 def test_a_user_table(model: nn.Module) -> None:
@@ -252,7 +252,7 @@ def test_farskip_form_is_recognised_and_left_alone(model: nn.Module) -> None:
     form = FarSkipForm(model)
     output = torch.compile(form, backend="farskip", fullgraph=True, options={"inner": "eager"})(ids())
     assert torch.equal(output, form(ids()))
-    report = farskip_compile.last_reports()[-1]
+    report = farskip_compile.reports().compiles[-1]
     assert report.outcome is Outcome.ALREADY
     assert report.wiring_before == report.wiring_after == "full"
 
@@ -261,21 +261,21 @@ def test_half_converted_model_is_completed(model: nn.Module) -> None:
     half = FarSkipForm(model, connectivity="attention")
     output = torch.compile(half, backend="farskip", fullgraph=True, options={"inner": "eager"})(ids())
     assert torch.equal(output, FarSkipForm(model)(ids()))
-    assert farskip_compile.last_reports()[-1].wiring_before == "attention"
+    assert farskip_compile.reports().compiles[-1].wiring_before == "attention"
 
 
 def test_reports_of_two_compiles_are_both_kept(model: nn.Module) -> None:
     for _ in range(2):
         torch.compile(model, backend="farskip", options={"inner": "eager"})(ids())
         torch.compiler.reset()  # Dynamo's compile ids start anew
-    assert len(farskip_compile.last_reports()) == 2
+    assert len(farskip_compile.reports().compiles) == 2
 
 
 def test_report_callback_json_log_and_trace(model: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     seen: list[farskip_compile.CompileReport] = []
     with caplog.at_level(logging.INFO, logger="farskip_compile"):
         torch.compile(model, backend="farskip", options={"inner": "eager", "on_report": seen.append})(ids())
-    assert seen == list(farskip_compile.last_reports())
+    assert seen == list(farskip_compile.reports().compiles)
     data = json.loads(json.dumps(seen[0].to_json()))
     rows = {row["name"]: row for row in data["sub_blocks"]}
     assert rows["attention.2"]["left_out"] == ["r1"]

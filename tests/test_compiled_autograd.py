@@ -37,6 +37,6 @@ def test_compiled_autograd_hands_over_a_backward_graph(inner: str) -> None:
     with torch._dynamo.config.patch(compiled_autograd=True):
         found = gradients(torch.compile(step, backend="farskip", options={"inner": inner}))
     assert_gradients_close(found, expected, 1e-12)
-    forward, backward = farskip_compile.last_reports()
+    forward, backward = farskip_compile.reports().compiles
     assert (forward.outcome, backward.outcome) == (Outcome.REWIRED, Outcome.NO_STACK)
     assert "backward graph of compiled autograd" in backward.reason

@@ -12,17 +12,13 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import (
-    ConfigError,
+from farskip_compile import ConfigError, FarSkipConfig, FarSkipError, FarSkipWarning, Outcome
+from farskip_compile.errors import (
     ConnectivityError,
     DenseModelError,
-    FarSkipConfig,
-    FarSkipError,
-    FarSkipWarning,
     InseparableExpertsError,
     LayerRangeError,
     NotASumError,
-    Outcome,
     ParallelismError,
     PartialModelError,
 )
@@ -51,7 +47,7 @@ def assert_refused(model: nn.Module, kind: type[FarSkipError], words: str, *, fu
         output = compile_and_run(model, fullgraph=fullgraph, strict=False, **options)
     assert torch.equal(output, expected)
     assert len([w for w in seen if issubclass(w.category, FarSkipWarning)]) == 1
-    outcomes = [report.outcome for report in farskip_compile.last_reports()]
+    outcomes = [report.outcome for report in farskip_compile.reports().compiles]
     assert Outcome.REFUSED in outcomes
     assert Outcome.REWIRED not in outcomes
     return caught.value
@@ -67,7 +63,7 @@ def assert_each_refused(model: nn.Module, kind: type[FarSkipError], wishes: list
         outputs = [run(IDS) for run in runs[1::2]]
     assert all(torch.equal(output, expected) for output in outputs)
     assert len([w for w in seen if issubclass(w.category, FarSkipWarning)]) == len(wishes)
-    outcomes = [report.outcome for report in farskip_compile.last_reports()]
+    outcomes = [report.outcome for report in farskip_compile.reports().compiles]
     assert Outcome.REFUSED in outcomes
     assert Outcome.REWIRED not in outcomes
     for (words, _), run in zip(wishes, runs[::2], strict=True):
@@ -132,7 +128,7 @@ def test_graphs_of_one_model_are_not_mixed(rewired_first: bool) -> None:
         with pytest.warns(FarSkipWarning):
             assert torch.equal(compiled(short), model(short))
         assert torch.equal(compiled(long), model(long))
-        assert {report.outcome for report in farskip_compile.last_reports()} == {Outcome.REFUSED}
+        assert {report.outcome for report in farskip_compile.reports().compiles} == {Outcome.REFUSED}
 
 
 def test_residual_that_is_normalised_on_the_way() -> None:
@@ -235,7 +231,7 @@ def test_mode_needs_inductor() -> None:
 def test_range_out_of_bounds() -> None:
     assert_refused(build("mixtral", **SMALL), LayerRangeError, "layers 0 to 2", layers=(0, 3))
     torch.compiler.reset()
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     wishes = [("layers 0 to 2", {"layers": layers}) for layers in ((-1, 1), (2, 1), (7, 9))]
     assert_each_refused(build("mixtral", **SMALL), LayerRangeError, wishes)
 
@@ -284,10 +280,10 @@ def test_routed_output_that_cant_be_told_from_shared() -> None:
     assert "test_errors.py" in str(caught.value.where.source)
     torch.compiler.reset()
     compile_and_run(model, connectivity="mlp")
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.REWIRED
     torch.compiler.reset()
     compile_and_run(model.eval())
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.REWIRED
 
 
 def experts_on_rank(rank: int, world_size: int) -> str:

@@ -14,12 +14,8 @@ from torch._dynamo.exc import Unsupported
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import farskip_compile
-from farskip_compile import (
-    AsyncCollectiveError,
-    DDPSplitError,
-    Outcome,
-    PartialModelError,
-)
+from farskip_compile import Outcome
+from farskip_compile.errors import AsyncCollectiveError, DDPSplitError, PartialModelError
 from farskip_compile.models import build
 from tests.distributed.ranks import run_ranks
 from tests.test_errors import IDS, SMALL, Wrapped, assert_refused, compile_and_run
@@ -156,7 +152,7 @@ def test_graph_break_after_the_model_is_fine() -> None:
             return logits * 2
 
     compile_and_run(Logged(), fullgraph=False)
-    outcomes = [report.outcome for report in farskip_compile.last_reports()]
+    outcomes = [report.outcome for report in farskip_compile.reports().compiles]
     assert outcomes == [Outcome.REWIRED, Outcome.NO_STACK]
 
 
@@ -185,7 +181,7 @@ def ddp_on_rank(rank: int, world_size: int) -> str:
     torch.compiler.reset()
     torch._dynamo.config.optimize_ddp = False
     compiled(IDS).sum().backward()
-    return refused if farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED else "not rewired"
+    return refused if farskip_compile.reports().compiles[-1].outcome is Outcome.REWIRED else "not rewired"
 
 
 def test_ddp_graph_splitting() -> None:

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GptOssConfig
 
 import farskip_compile
-from farskip_compile import FarSkipError, Outcome, PartialModelError
+from farskip_compile import FarSkipError, Outcome
+from farskip_compile.errors import PartialModelError
 from tests.verify.nets import Net, inputs
 
 OPTIONS = {"inner": "eager"}
@@ -57,7 +58,7 @@ def test_they_run_under_none() -> None:
     ids = torch.arange(6).view(1, 6)
     with torch.no_grad():
         assert torch.equal(model(ids, use_cache=False).logits, plain(ids, use_cache=False).logits)
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.FRAGMENT
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.FRAGMENT
 
 
 class Wrapped(nn.Module):

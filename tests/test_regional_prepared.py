@@ -28,7 +28,7 @@ def test_options_of_regional_hold(connectivity: str) -> None:
     with torch.no_grad():
         model, made = prepared(connectivity)
         found = model(ids)
-        reports = farskip_compile.last_reports()
+        reports = farskip_compile.reports().compiles
         made.undo()
         plain = build("mixtral", layers=("moe", "moe")).eval()
         plain.load_state_dict(model.state_dict())

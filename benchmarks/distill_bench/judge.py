@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill_bench.results import Judged
 from distill_bench.texts import TextData
-from farskip_compile import last_reports
+from farskip_compile import reports
 from farskip_compile.compiler.backend import backend
 from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.healing.causal.batches import as_batch, caller
@@ -64,7 +64,7 @@ def judge(
         "judged": found,
         "fullest": fullest(load),
         "moved": moved(load, original_load),
-        "rewired": sum(bool(row.left_out) for row in last_reports()[-1].rows),
+        "rewired": sum(bool(row.left_out) for row in reports().compiles[-1].rows),
     }
 
 

@@ -49,7 +49,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from farskip_compile.passes.rewire.request import Named
+from farskip_compile.base.choices import ConnectivityName
 
 Corpus = Literal["dictionary", "kernel", "topics"]
 Kind = Literal["teacher", "unhealed", "folded", "healed", "control", "front"]
@@ -115,7 +115,7 @@ class Scale:
     """Of the teachers."""
     parts: tuple[float, ...] = (TENTH,)
     """Of the teacher's tokens, in the curves."""
-    others: tuple[Named, ...] = ()
+    others: tuple[ConnectivityName, ...] = ()
     """Connectivities besides `full`: `ladder` of models `WITH_SHARED` experts, others of `WITH_ALL_ROWS`."""
     short: bool = False
     """Whether there are the main rows alone."""
@@ -191,7 +191,7 @@ class Row:
     kind: Kind
     seed: int = 0
     """Of its teacher."""
-    connectivity: Named | Literal["plan"] = "full"
+    connectivity: ConnectivityName | Literal["plan"] = "full"
     recipe: str = ""
     """Of `RECIPES`; empty: nothing is trained from a teacher."""
     part: float = 0.0
@@ -272,7 +272,7 @@ class _Start:
         self,
         label: str,
         kind: Kind,
-        connectivity: Named | Literal["plan"] = "full",
+        connectivity: ConnectivityName | Literal["plan"] = "full",
         *,
         recipe: str = "",
         part: float = 0.0,
@@ -285,7 +285,7 @@ class _Start:
     def healed(
         self,
         recipe: Recipe,
-        connectivity: Named | Literal["plan"],
+        connectivity: ConnectivityName | Literal["plan"],
         part: float = TENTH,
         needs: tuple[str, ...] | None = None,
     ) -> Row:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from captured_code import captured_code
 
-from farskip_compile import clear_schedules, last_schedules
+from farskip_compile import reports
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.models import Decoder
 from gpu_bench.bench import LEAST, Bench
@@ -96,7 +96,7 @@ class _Links:
         more = {"memory_increase": self.bench.sizes.memory_increase}
         run, figures = compiled(self.model, variant, profile, **more)
         step = step_of(self.phase, self.model, run, self.ids)
-        clear_schedules()
+        reports().clear()
         self.group.wire = None
         with figures, self.bench.device.building(), captured_code() as codes:
             step()
@@ -105,11 +105,11 @@ class _Links:
         self.bench.device.settle()
         self.sent[variant], self.steps[variant] = list(self.group.sent), step
         graphs = ("inference",) if self.phase == PREFILL else ("forward", "backward")
-        reports = {report.phase: report for report in last_schedules()} if variant in OURS else {}
+        schedules = {report.phase: report for report in reports().schedules} if variant in OURS else {}
         if len(codes) != len(graphs):
             self.bench.keep(Failure(f"{self.phase}, {variant}, order", f"{len(codes)} programs, not {len(graphs)}"))
         for graph, code in zip_longest(graphs, codes[: len(graphs)], fillvalue=""):
-            self.bench.keep(order_of(code, variant, self.phase, reports.get(graph), graph))
+            self.bench.keep(order_of(code, variant, self.phase, schedules.get(graph), graph))
 
     def _time(self, wires: dict[tuple[float, int], Wire]) -> None:
         runs: dict[str, Callable[[], object]] = {}

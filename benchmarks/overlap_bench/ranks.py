@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from captured_code import captured_code
 
-from farskip_compile import clear_schedules, last_schedules
+from farskip_compile import reports
 from farskip_compile.compiler.ranks.leave import leaving
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.measure.profiling import kernels_visible
@@ -175,7 +175,7 @@ class _Group:
         return {part: statistics.fmean(one[part] for one in found) for part in found[0]}
 
     def _build(self, variant: steps.Variant, profile: HardwareProfile) -> None:
-        clear_schedules()
+        reports().clear()
         start = time.perf_counter()
         with (
             kernels_visible(),
@@ -186,7 +186,7 @@ class _Group:
         ):
             self.step(variant)
         seconds = time.perf_counter() - start
-        estimates = [schedule.to_json() for schedule in last_schedules()]
+        estimates = [schedule.to_json() for schedule in reports().schedules]
         self.built[variant.name] = Built(variant, seconds, asdict(facts(codes)), estimates, programs)
         self._log(f"{variant.name}: first step after {seconds:.0f} s")
         dist.barrier()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.cli import get_docs_for_click
@@ -20,14 +21,21 @@ COVERED = "<!-- fragments: tests/docs/test_site.py::test_the_command_line_is_wha
 """What runs the blocks of the page (tests/docs/blocks.py)."""
 
 
+def shorten(group: Any) -> None:
+    """Give each command of a group, and of the groups in it, its first paragraph as the short help."""
+    for command in group.commands.values():
+        first = inspect.cleandoc(command.help or "").split("\n\n")[0]
+        command.short_help = " ".join(first.split())
+        if hasattr(command, "commands"):
+            shorten(command)
+
+
 def cli_page() -> str:
     """The text of the page."""
     from farskip_compile.cli import app
 
     group = typer.main.get_group(app)
-    for command in group.commands.values():
-        first = inspect.cleandoc(command.help or "").split("\n\n")[0]
-        command.short_help = " ".join(first.split())
+    shorten(group)
     context = typer.Context(group, info_name="farskip")
     page = get_docs_for_click(obj=group, ctx=context, name="farskip", title="Command line")
     title, text = page.split("\n", 1)

@@ -14,26 +14,19 @@ from typing import Annotated
 import typer
 
 from farskip_compile.cli.calibrate import calibrate_command
-from farskip_compile.cli.command import Command, Continuing
+from farskip_compile.cli.command import Command
 from farskip_compile.cli.demo import demo_command
-from farskip_compile.cli.distill import distill_command
 from farskip_compile.cli.evaluate import evaluate_command
 from farskip_compile.cli.explain import explain_command
-from farskip_compile.cli.fold import fold_command
+from farskip_compile.cli.families import families_command
 from farskip_compile.cli.heal import Several, heal_command
-from farskip_compile.cli.manifest import manifest_command
 from farskip_compile.cli.overlap import overlap_command
+from farskip_compile.cli.serving import serving_command
 from farskip_compile.cli.simulate import simulate_command
 from farskip_compile.cli.status import status_command
-from farskip_compile.cli.verify_serving import verify_serving_command
-from farskip_compile.cli.zoo import zoo_command
 
-app = typer.Typer(
-    help="Rewires Mixture-of-Experts models to FarSkip connectivity inside torch.compile.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_show_locals=False,
-)
+ABOUT = "Rewires Mixture-of-Experts models to FarSkip connectivity inside torch.compile."
+app = typer.Typer(help=ABOUT, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
 app.command("explain", cls=Command)(explain_command)
 app.command("demo", cls=Command)(demo_command)
 app.command("status", cls=Command)(status_command)
@@ -41,12 +34,16 @@ app.command("simulate", cls=Command)(simulate_command)
 app.command("calibrate", cls=Command)(calibrate_command)
 app.command("overlap", cls=Command)(overlap_command)
 app.command("heal", cls=Several)(heal_command)
-app.command("distill", cls=Continuing)(distill_command)
-app.command("fold", cls=Continuing)(fold_command)
 app.command("evaluate", cls=Command)(evaluate_command)
-app.command("manifest", cls=Command)(manifest_command)
-app.command("verify-serving", cls=Command)(verify_serving_command)
-app.command("zoo", cls=Command)(zoo_command)
+
+check = typer.Typer(
+    help="Compare what this package makes of models with an independent computation.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+check.command("families", cls=Command)(families_command)
+check.command("serving", cls=Command)(serving_command)
+app.add_typer(check, name="check")
 
 
 def _print_version(wanted: bool) -> None:

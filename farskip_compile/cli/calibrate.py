@@ -12,45 +12,56 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from farskip_compile.cli.choices import Float, Part, among
+from farskip_compile.base.choices import FloatDtype
 from farskip_compile.cli.command import first_rank
-from farskip_compile.cli.output import AsJson, cannot_write, show, shown_errors
+from farskip_compile.cli.options import AsJson, among, option
+from farskip_compile.cli.output import cannot_write, show, shown_errors
 
+Part = Literal["compute", "links"]
+"""The parts that can be measured alone."""
 QUICK, NORMAL = 10.0, 45.0
+"""Seconds of a measurement."""
+
+
+def _completed_dtypes(incomplete: str) -> list[str]:
+    """Return the types that begin with `incomplete`. Typer has no lists of literals."""
+    return [name for name in get_args(FloatDtype) if name.startswith(incomplete)]
 
 
 def calibrate_command(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Write the profile here (.json).")],
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer points, in 10 seconds or so.")] = False,
-    budget: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="How long it may take; 45 if left out.")
-    ] = None,
+    quick: Annotated[bool, option(None, "Fewer points, in 10 seconds or so.", "--quick")] = False,
+    budget: Annotated[float | None, option("SECONDS", "How long it may take; 45 if left out.")] = None,
     dtype: Annotated[
-        list[Float] | None,
-        typer.Option(metavar="TYPE", help=f"Type of the products: {among(Float)}; may be repeated."),
+        list[str] | None,
+        option(
+            "TYPE", f"Type of the products: {among(FloatDtype)}; may be repeated.", autocompletion=_completed_dtypes
+        ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(
-            metavar="DEVICE",
-            help="What to measure, as torch calls it: cpu or cuda:1, for example. The "
-            "accelerator if there is one, if left out.",
+        option(
+            "DEVICE",
+            "What to measure, as torch calls it: cpu or cuda:1, for example. The accelerator if there is one, if left "
+            "out.",
         ),
     ] = None,
-    ranks_per_node: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ranks that share a node.")] = None,
+    ranks_per_node: Annotated[int | None, option("N", "Ranks that share a node.", min=1)] = None,
     profile: Annotated[
-        str | None,
-        typer.Option(metavar="PROFILE", help="What gives the figures that are not measured: a name or a file."),
+        str | None, option("PROFILE", "What gives the figures that are not measured: a name or a file.")
     ] = None,
-    only: Annotated[Part | None, typer.Option(metavar="PART", help=f"Measure nothing else: {among(Part)}.")] = None,
+    only: Annotated[Part | None, option("PART", f"Measure nothing else: {among(Part)}.")] = None,
     as_json: AsJson = False,
-    everything: Annotated[bool, typer.Option("--all", help="Show every measured point.")] = False,
+    everything: Annotated[bool, option(None, "Show every measured point.", "--all")] = False,
 ) -> None:
     """Measure this machine on the ranks of torchrun, or on one: a profile for the backend's option "profile"."""
+    for one in dtype or ():
+        if one not in get_args(FloatDtype):
+            raise typer.BadParameter(f"{one!r} is not one of {among(FloatDtype)}", param_hint="--dtype")
     import torch
 
     from farskip_compile.cli.progress import working
@@ -70,14 +81,14 @@ def calibrate_command(
         "ranks_per_node": ranks_per_node,
     }
     if dtype:
-        chosen["dtypes"] = [getattr(torch, one.value) for one in dtype]
+        chosen["dtypes"] = [getattr(torch, one) for one in dtype]
     with shown_errors(silent=not first), _ranks(device), working(quiet=not first) as work:
         if profile is not None:
             chosen["base"] = load_profile(profile)
         found = measure(
             **chosen,
-            compute=only is not Part.LINKS,
-            links=only is not Part.COMPUTE,
+            compute=only != "links",
+            links=only != "compute",
             tell=work,
         )
     if not first:
@@ -93,7 +104,7 @@ def calibrate_command(
 
 @contextlib.contextmanager
 def _ranks(device: str | None) -> Iterator[None]:
-    """The process group of torchrun's ranks, if this process is one of them."""
+    """Keep the process group of torchrun's ranks, if this process is one of them, until the block ends."""
     import torch
     import torch.distributed as dist
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farskip_compile.cli.output import AsJson, cannot_write, show_document
+from farskip_compile.cli.options import AsJson, option
+from farskip_compile.cli.output import cannot_write, show_document
 
 if TYPE_CHECKING:
     from farskip_compile.demo.results import DemoCase, DemoComparison
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def demo_command(
     as_json: AsJson = False,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the report and the traces.")] = Path("out"),
+    out: Annotated[Path, option("FOLDER", "For the report and the traces.")] = Path("out"),
 ) -> None:
     """Rewire MoE models, on two ranks of this machine, and check them against their hand-written FarSkip forms."""
     from farskip_compile.cli.progress import working

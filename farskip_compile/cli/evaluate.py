@@ -9,52 +9,47 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from farskip_compile.cli.choices import Inner, Loaded, among, value_of
-from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
+from farskip_compile.base.choices import FloatDtype, Inner
+from farskip_compile.cli.options import DEVICE_HELP, INNER_HELP, AsJson, among, option
+from farskip_compile.cli.output import needs, quiet, show, shown_errors
+
+Loaded = Literal["auto", FloatDtype]
+"""The types that a checkpoint is loaded in; `auto`: its own."""
 
 
 def evaluate_command(
     original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="Checkpoint: a folder, or a name on the Hub.")],
     healed: Annotated[str, typer.Argument(metavar="HEALED", help="Checkpoint with a manifest; runs rewired.")],
-    tasks: Annotated[str, typer.Option(metavar="TASK,...", help="Tasks of lm-eval, separated by commas.")],
+    tasks: Annotated[str, option("TASK,...", "Tasks of lm-eval, separated by commas.")],
     max_drop: Annotated[
         float | None,
-        typer.Option(
-            min=0,
-            metavar="DROP",
-            help="Fail if a metric drops by more: in its own unit where more is better, as a share of the original's "
+        option(
+            "DROP",
+            "Fail if a metric drops by more: in its own unit where more is better, as a share of the original's "
             "value where less is.",
+            min=0,
         ),
     ] = None,
     limit_drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="LIMIT", help="The same for one task or metric, as TASK[:METRIC]=DROP; may be repeated."),
+        option("LIMIT", "The same for one task or metric, as TASK[:METRIC]=DROP; may be repeated."),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Samples of each task; all if left out.")
-    ] = None,
-    num_fewshot: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Examples in a prompt; the task's if left out.")
-    ] = None,
-    batch_size: Annotated[str, typer.Option(metavar="N", help="A number, or auto.")] = "1",
+    limit: Annotated[int | None, option("N", "Samples of each task; all if left out.", min=1)] = None,
+    num_fewshot: Annotated[int | None, option("N", "Examples in a prompt; the task's if left out.", min=0)] = None,
+    batch_size: Annotated[str, option("N", "A number, or auto.")] = "1",
     include_path: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="With tasks of your own.", exists=True, file_okay=False),
+        Path | None, option("FOLDER", "With tasks of your own.", exists=True, file_okay=False)
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="An accelerator if there is one, if left out.")
-    ] = None,
+    device: Annotated[str | None, option("DEVICE", DEVICE_HELP)] = None,
     dtype: Annotated[
-        Loaded, typer.Option(metavar="TYPE", help=f"Of the parameters: {among(Loaded)}; auto: as in the checkpoint.")
-    ] = Loaded.AUTO,
-    apply_chat_template: Annotated[bool, typer.Option("--apply-chat-template", help="For chat models.")] = False,
-    inner: Annotated[
-        Inner, typer.Option(metavar="BACKEND", help=f"What compiles the rewired graphs: {among(Inner)}.")
-    ] = Inner.INDUCTOR,
+        Loaded, option("TYPE", f"Of the parameters: {among(Loaded)}; auto: as in the checkpoint.")
+    ] = "auto",
+    apply_chat_template: Annotated[bool, option(None, "For chat models.", "--apply-chat-template")] = False,
+    inner: Annotated[Inner, option("BACKEND", INNER_HELP)] = "inductor",
     as_json: AsJson = False,
 ) -> None:
     """Compare a healed model, rewired as its manifest says, with the original on tasks of lm-eval."""
@@ -77,10 +72,10 @@ def evaluate_command(
         num_fewshot=num_fewshot,
         batch_size=batch_size if batch_size == "auto" else int(batch_size),
         device=device,
-        dtype=value_of(dtype),
+        dtype=dtype,
         include_path=include_path,
         apply_chat_template=apply_chat_template,
-        inner=value_of(inner),
+        inner=inner,
         limits=MetricLimits(named, max_drop),
     )
     console = Terminal(stderr=True)  # lines, no spinner: lm-eval draws bars of its own on a terminal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: `--json`, errors as a short panel, missing packages as a line, exit statuses.
+"""The output of all commands: results, errors as a short panel, missing packages as a line, exit statuses.
 
 Contract: a command gives its result to `show`; with `--json`, stdout holds one JSON document and nothing else. All is
 printed on a `Terminal`. Inside `shown_errors`, an error of this package is a panel on stderr and ends the command: with
@@ -14,15 +14,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 
 from farskip_compile.cli.command import WRONG_USAGE, first_rank
 from farskip_compile.cli.streams import document
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.output import AsJson, cannot_write, show, show_document, shown_errors
+from farskip_compile.cli.options import AsJson, option
+from farskip_compile.cli.output import cannot_write, show, show_document, shown_errors
 
 MOST_GB = 1000
 
@@ -28,24 +29,23 @@ def overlap_command(
         ),
     ],
     as_json: AsJson = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with the timeline into this file.")
-    ] = None,
+    html: Annotated[Path | None, option("FILE", "Write a page with the timeline into this file.")] = None,
     merge: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write all ranks' Chrome traces into one for Perfetto (.json or .json.gz)."),
+        Path | None, option("FILE", "Write all ranks' Chrome traces into one for Perfetto (.json or .json.gz).")
     ] = None,
     subtract: Annotated[
         bool,
-        typer.Option(
-            "--subtract-peer-wait", help="Count a collective from when its last rank joined; needs the traces of all."
+        option(
+            None,
+            "Count a collective from when its last rank joined; needs the traces of all.",
+            "--subtract-peer-wait",
         ),
     ] = False,
     copies: Annotated[
-        bool, typer.Option("--copies/--no-copies", help="Whether copies and fills of GPU memory hide communication.")
+        bool, option(None, "Whether copies and fills of GPU memory hide communication.", "--copies/--no-copies")
     ] = True,
-    largest: Annotated[float, typer.Option(metavar="GB", help="Most that a trace may have, unpacked.")] = 1.0,
-    everything: Annotated[bool, typer.Option("--all", help="Show every rank and every collective.")] = False,
+    largest: Annotated[float, option("GB", "Most that a trace may have, unpacked.")] = 1.0,
+    everything: Annotated[bool, option(None, "Show every rank and every collective.", "--all")] = False,
 ) -> None:
     """Show how much communication is exposed: in flight while the rank computes nothing."""
     from farskip_compile.cli.progress import working

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from farskip_compile.cli.choices import Exchange, Phase, Products, among, value_of
-from farskip_compile.cli.output import AsJson, needs, quiet, show, shown_errors
+from farskip_compile.base.choices import ExpertExchange, Phase, ProductDtype
+from farskip_compile.cli.options import AsJson, among, option
+from farskip_compile.cli.output import needs, quiet, show, shown_errors
 
 STEP, MORE, FIGURES = "The step", "What to predict beside it", "Figures that are better known"
 """Panels of the help."""
@@ -24,107 +25,51 @@ def simulate_command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="deepseek-v3 and others, or a folder with a config.json.")
     ],
-    device: Annotated[
-        str, typer.Option(metavar="PROFILE", help="Of the hardware: mi300x, h100 and others, or a JSON file.")
-    ],
-    ep: Annotated[int, typer.Option(metavar="N", help="Ranks that share the experts.", rich_help_panel=STEP)] = 8,
-    tp: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Ranks that share the attention; 1: data-parallel attention.", rich_help_panel=STEP
-        ),
-    ] = 1,
+    device: Annotated[str, option("PROFILE", "Of the hardware: mi300x, h100 and others, or a JSON file.")],
+    ep: Annotated[int, option("N", "Ranks that share the experts.", panel=STEP)] = 8,
+    tp: Annotated[int, option("N", "Ranks that share the attention; 1: data-parallel attention.", panel=STEP)] = 1,
     phase: Annotated[
         Phase,
-        typer.Option(
-            metavar="PHASE",
-            help="prefill (time to first token), decode (one token a sequence) or train.",
-            rich_help_panel=STEP,
-        ),
+        option("PHASE", "prefill (time to first token), decode (one token a sequence) or train.", panel=STEP),
     ] = Phase.PREFILL,
-    prompt: Annotated[
-        int,
-        typer.Option(metavar="N", help="Tokens of a sequence; in decode, tokens in its cache.", rich_help_panel=STEP),
-    ] = 2048,
-    batch: Annotated[int, typer.Option(metavar="N", help="Sequences of all ranks together.", rich_help_panel=STEP)] = 8,
+    prompt: Annotated[int, option("N", "Tokens of a sequence; in decode, tokens in its cache.", panel=STEP)] = 2048,
+    batch: Annotated[int, option("N", "Sequences of all ranks together.", panel=STEP)] = 8,
     exchange: Annotated[
-        Exchange | None,
-        typer.Option(
-            metavar="KIND",
-            help=f"How tokens get to their experts: {among(Exchange)}; as serving engines do, if left out.",
-            rich_help_panel=STEP,
+        ExpertExchange | None,
+        option(
+            "KIND",
+            f"How tokens get to their experts: {among(ExpertExchange)}; as serving engines do, if left out.",
+            panel=STEP,
         ),
     ] = None,
-    pieces: Annotated[
-        int,
-        typer.Option(metavar="N", help="Exchanges in so many pieces (all-to-all).", rich_help_panel=MORE),
-    ] = 1,
-    micro_batches: Annotated[
-        int, typer.Option(metavar="N", help="2: the batch in two overlapped parts.", rich_help_panel=MORE)
-    ] = 1,
+    pieces: Annotated[int, option("N", "Exchanges in so many pieces (all-to-all).", panel=MORE)] = 1,
+    micro_batches: Annotated[int, option("N", "2: the batch in two overlapped parts.", panel=MORE)] = 1,
     also: Annotated[
-        str,
-        typer.Option(
-            metavar="FORM,...",
-            help="Other connectivities, with commas: lag2, ladder, attention, mlp.",
-            rich_help_panel=MORE,
-        ),
+        str, option("FORM,...", "Other connectivities, with commas: lag2, ladder, attention, mlp.", panel=MORE)
     ] = "",
     products: Annotated[
-        Products,
-        typer.Option(
-            metavar="TYPE",
-            help="Of matrix products: bfloat16, or float8 as engines serve 8-bit checkpoints.",
-            rich_help_panel=STEP,
-        ),
-    ] = Products.BFLOAT16,
-    skew: Annotated[
-        float,
-        typer.Option(
-            metavar="EXPONENT", help="Of Zipf's law for how often experts are chosen.", rich_help_panel=FIGURES
-        ),
-    ] = 0.0,
+        ProductDtype,
+        option("TYPE", "Of matrix products: bfloat16, or float8 as engines serve 8-bit checkpoints.", panel=STEP),
+    ] = "bfloat16",
+    skew: Annotated[float, option("EXPONENT", "Of Zipf's law for how often experts are chosen.", panel=FIGURES)] = 0.0,
     loads: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="JSON list: how often each expert was chosen, as recorded.", rich_help_panel=FIGURES
-        ),
+        Path | None, option("FILE", "JSON list: how often each expert was chosen, as recorded.", panel=FIGURES)
     ] = None,
-    layers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Only this many layers, from the first on.", rich_help_panel=STEP),
-    ] = None,
+    layers: Annotated[int | None, option("N", "Only this many layers, from the first on.", panel=STEP)] = None,
     interference: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="By which compute slows down while a collective is in flight.",
-            rich_help_panel=FIGURES,
-        ),
+        float | None, option("SHARE", "By which compute slows down while a collective is in flight.", panel=FIGURES)
     ] = None,
     measured: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Of the step as written, if measured: the prediction starts from them.",
-            rich_help_panel=FIGURES,
-        ),
+        option("SECONDS", "Of the step as written, if measured: the prediction starts from them.", panel=FIGURES),
     ] = None,
     slower: Annotated[
         float | None,
-        typer.Option(
-            metavar="FACTOR",
-            help="Compute time over the profile's, as found with --measured on another step.",
-            rich_help_panel=FIGURES,
-        ),
+        option("FACTOR", "Compute time over the profile's, as found with --measured on another step.", panel=FIGURES),
     ] = None,
     as_json: AsJson = False,
-    trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a Chrome trace (.json or .json.gz).")
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the prediction into this file (needs matplotlib).")
-    ] = None,
+    trace: Annotated[Path | None, option("FILE", "Write a Chrome trace (.json or .json.gz).")] = None,
+    png: Annotated[Path | None, option("FILE", "Draw the prediction into this file (needs matplotlib).")] = None,
 ) -> None:
     """Predict what FarSkip brings to a model at full size, on hardware that is not here."""
     needs("farskip simulate", extra="hf")
@@ -146,14 +91,14 @@ def simulate_command(
             device=device,
             ep=ep,
             tp=tp,
-            phase=value_of(phase),
+            phase=phase,
             prompt=prompt,
             batch=batch,
-            exchange=value_of(exchange),
+            exchange=exchange,
             pieces=pieces,
             micro_batches=micro_batches,
             also=tuple(filter(None, also.split(","))),  # type: ignore[arg-type]
-            products=value_of(products),
+            products=products,
             skew=skew,
             loads=_loads(loads),
             layers=layers,

@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from farskip_compile.cli.output import AsJson, show, shown_errors
+from farskip_compile.cli.options import AsJson
+from farskip_compile.cli.output import show, shown_errors
 
 
 def status_command(

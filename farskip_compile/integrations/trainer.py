@@ -37,7 +37,7 @@ from farskip_compile.compiler.guard.checkpoints import guard_saves
 from farskip_compile.compiler.guard.evidence import ModelEvidence
 from farskip_compile.compiler.guard.forward import guard
 from farskip_compile.errors import ConfigError, ManifestError, OriginalWiringError
-from farskip_compile.manifest import Manifest, load_manifest, read_manifest, save_manifest
+from farskip_compile.manifest import Manifest, load_manifest, read_manifest, write_manifest
 from farskip_compile.manifest.found import find_manifest
 from farskip_compile.records.compile import CompileReport
 from farskip_compile.tools.describe import from_report
@@ -107,7 +107,7 @@ class _Rewired(TrainerCallback):
                 f"the checkpoint is not at {folder}, so its manifest can't be put beside it",
                 way_out="train without a search for hyperparameters, which saves elsewhere",
             )
-        save_manifest(self._manifest(), folder, guard=self.guard_checkpoints)
+        write_manifest(self._manifest(), folder, guard=self.guard_checkpoints)
 
     def _manifest(self) -> Manifest:
         if self._model is None or self._evidence is None or not self._evidence.reports:
@@ -166,7 +166,7 @@ class FarSkipCallback(_Rewired):
 
     Args:
         guard_checkpoints: whether a checkpoint refuses to load where this package is not imported, as by
-            `save_manifest`.
+            `farskip_compile.save_manifest`.
         dynamic: as for `torch.compile`.
         stack_alone: compile the stack (`model.base_model`) and leave head and loss to Python, so that whatever a
             Trainer does there works. None: if it is one of TRL's, which give the model a forward that computes the loss
@@ -231,7 +231,7 @@ class FarSkipCallback(_Rewired):
         Raises:
             ManifestError: nothing has run yet, or it can't be written there.
         """
-        return save_manifest(self.manifest, folder, guard=self.guard_checkpoints)
+        return write_manifest(self.manifest, folder, guard=self.guard_checkpoints)
 
 
 def _refuse(args: Any, model: nn.Module) -> None:

@@ -18,7 +18,7 @@ silently, and compute something else. A manifest says which form they are for: J
 """
 
 from farskip_compile.manifest.amd_keys import from_amd_keys
-from farskip_compile.manifest.files import load_manifest, read_manifest, save_manifest
+from farskip_compile.manifest.files import load_manifest, read_manifest, write_manifest
 from farskip_compile.manifest.fingerprint import ParameterFingerprint
 from farskip_compile.manifest.record import Manifest
 
@@ -28,5 +28,5 @@ __all__ = [
     "from_amd_keys",
     "load_manifest",
     "read_manifest",
-    "save_manifest",
+    "write_manifest",
 ]

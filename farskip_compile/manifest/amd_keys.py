@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.base.json_files import shown
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.record import Manifest
-from farskip_compile.passes.rewire.request import LayerRange, Named
+from farskip_compile.passes.rewire.request import LayerRange
 
 SWITCH = "farskip"
 START, END = "farskip_start_idx", "farskip_end_idx"
@@ -65,7 +66,7 @@ def from_amd_keys(config: Mapping[str, Any], origin: str = "the configuration") 
             f"{origin}: {ATTENTION_ONLY!r} and {MLP_ONLY!r} are both true, and would leave nothing to rewire",
             way_out="keep one of them; neither is the full FarSkip form",
         )
-    connectivity: Named = "attention" if attention_only else "mlp" if mlp_only else "full"
+    connectivity: ConnectivityName = "attention" if attention_only else "mlp" if mlp_only else "full"
     return Manifest(connectivity, _range(first, last, config, origin), origin=origin)
 
 

@@ -36,7 +36,7 @@ KEY = "farskip"
 WRITABLE = "give an existing folder with the right to write; what was there before is unchanged"
 
 
-def save_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bool = True) -> Path:
+def write_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: bool = True) -> Path:
     """Write `manifest` into a checkpoint folder, its `config.json`, or a JSON file of its own.
 
     Args:
@@ -101,7 +101,7 @@ def _refuse_amd_keys(target: Path, config: Mapping[str, Any]) -> None:
     if theirs:
         raise ManifestError(
             f"{target} has AMD's key {theirs[0]!r}; a manifest under {KEY!r} would change what it says to AMD's code",
-            way_out=f"save the manifest beside it: save_manifest(manifest, {str(target.parent)!r})",
+            way_out=f"save the manifest beside it: farskip_compile.save_manifest(manifest, {str(target.parent)!r})",
         )
 
 
@@ -125,7 +125,7 @@ def load_manifest(path: str | os.PathLike[str], *, largest: int = DOCUMENT_BYTES
     if not files:
         raise ManifestError(
             f"there is no manifest in {target}: neither {FILE} nor {CONFIG} nor {ADAPTER}",
-            way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), folder)",
+            way_out="make one: farskip_compile.save_manifest(model, folder, ...)",
         )
     return read_manifest(_read(files[0], largest)[1], str(files[0]))
 
@@ -149,7 +149,7 @@ def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
     raise ManifestError(
         f"{origin} holds no manifest: neither an object under {KEY!r}, nor AMD's keys ({', '.join(AMD_KEYS)}), nor the "
         "keys of a manifest",
-        way_out="make one: farskip_compile.save_manifest(farskip_compile.describe(model, ...), path)",
+        way_out="make one: farskip_compile.save_manifest(model, path, ...)",
     )
 
 

@@ -18,17 +18,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.base.json_files import JsonReader
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.fingerprint import Listed, ParameterFingerprint
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import BadCell, Table
-from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Named
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 SCHEMA = 1
 MOST_LAYERS = 10_000
 """Of a manifest without sub-blocks."""
-WAY_OUT = "write the manifest anew with farskip_compile.describe and save_manifest; it is not meant to be edited"
+WAY_OUT = "write the manifest anew with farskip_compile.save_manifest; it is not meant to be edited"
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ class Manifest:
         connectivity: Connectivity = found.connectivity
         if isinstance(connectivity, Mapping):
             connectivity = reader.value(Mapping[str, tuple[str, ...]], connectivity, "connectivity")
-        elif connectivity not in get_args(Named):
-            reader.refuse("connectivity", f"one of {', '.join(get_args(Named))}, or a table", connectivity)
+        elif connectivity not in get_args(ConnectivityName):
+            reader.refuse("connectivity", f"one of {', '.join(get_args(ConnectivityName))}, or a table", connectivity)
         for number, row in enumerate(found.sub_blocks):
             if row.layer > number:  # a layer begins with a sub-block; drawings have a line for each
                 reader.refuse(f"sub_blocks.{number}.layer", "a whole number, not above that of sub-blocks", row.layer)

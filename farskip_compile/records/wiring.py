@@ -7,8 +7,9 @@ sub-block reads the stream without the attention of its layer), so they share a 
 
 from __future__ import annotations
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.passes.residual.table import Table, TermKind
-from farskip_compile.passes.rewire.request import Named, is_shortcut, rule
+from farskip_compile.passes.rewire.request import is_shortcut, rule
 
 
 def classify_wiring(table: Table) -> str:
@@ -27,7 +28,7 @@ def classify_wiring(table: Table) -> str:
     skipped = {row.name: table.earlier(row) - row.reads for row in table.rows}
     if all(not skipped[row.name] - rule(table, row, "full") for row in table.rows):
         return names.get((attention, feed_forward), "other")
-    further: tuple[Named, ...] = ("lag2", "ladder")
+    further: tuple[ConnectivityName, ...] = ("lag2", "ladder")
     asked = {name: {row.name: rule(table, row, name) & table.earlier(row) for row in table.rows} for name in further}
     return next((name for name in further if asked[name] == skipped), "other")
 

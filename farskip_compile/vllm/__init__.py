@@ -12,7 +12,7 @@
       overlap       all-reduces as a start and a wait, in the order of our scheduler
     shared_experts  out of the operator that hides them, so that their all-reduce can start early
     outcome         what each worker asserts once it is warm
-    compare         vLLM's tokens and log-probabilities against transformers' (`farskip verify-serving`)
+    compare         vLLM's tokens and log-probabilities against transformers' (`farskip check serving`)
 
 Contract: `plugin.register` is called in each of vLLM's processes. It changes nothing for a model that nobody asks to
 rewire, and imports next to nothing. For one that is to be rewired, vLLM serves the rewired model or does not start.

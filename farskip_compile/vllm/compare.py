@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 
+from farskip_compile.base.choices import ServedDtype
 from farskip_compile.errors import ConfigError, VerificationError
 from farskip_compile.vllm.asked import ASKED, ServingOptions
 
-TOLERANCE = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
+TOLERANCE: Mapping[ServedDtype, float] = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 1e-1}
 """Largest difference of log-probabilities, by dtype."""
 PROMPTS = (
     "The residual stream is a sum",
@@ -90,7 +91,7 @@ def compare(
     engine: Mapping[str, Any] | None = None,
     prompts: Sequence[str] = PROMPTS,
     tokens: int = 16,
-    dtype: str = "float32",
+    dtype: ServedDtype = "float32",
     tolerance: float | None = None,
     tell: Callable[[str], None] = lambda step: None,
 ) -> ServingComparison:

@@ -24,8 +24,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Literal
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.errors import (
     ConnectivityError,
     DenseModelError,
@@ -35,10 +35,9 @@ from farskip_compile.errors import (
 from farskip_compile.passes.residual.table import NOTHING, SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
 
-Named = Literal["full", "attention", "mlp", "lag2", "ladder", "none"]
-Connectivity = Named | Mapping[str, Sequence[str]]
+Connectivity = ConnectivityName | Mapping[str, Sequence[str]]
 LayerRange = tuple[int, int] | None
-Leaving = Named | frozenset[str]
+Leaving = ConnectivityName | frozenset[str]
 """What is asked of the parts of a model that are still to come: by name, or names of terms that they leave out."""
 
 
@@ -100,7 +99,7 @@ def ask(
     return RewireRequest(left_out, tuple(already))
 
 
-def _by_rule(table: Table, connectivity: Named, layers: LayerRange) -> tuple[dict[str, TermSet], list[str]]:
+def _by_rule(table: Table, connectivity: ConnectivityName, layers: LayerRange) -> tuple[dict[str, TermSet], list[str]]:
     """What rows leave out, and the rows that already do."""
     left_out: dict[str, TermSet] = {}
     already: list[str] = []
@@ -134,7 +133,7 @@ def _of_a_part(table: Table, connectivity: Connectivity, leaving: Leaving) -> Re
     return RewireRequest(left_out, tuple(already), later)
 
 
-def rule(table: Table, row: SubBlock, connectivity: Named) -> TermSet:
+def rule(table: Table, row: SubBlock, connectivity: ConnectivityName) -> TermSet:
     """The terms that `row` leaves out under `connectivity`, whether it reads them or not."""
     if connectivity == "none":
         return NOTHING

@@ -16,12 +16,21 @@ from typing import Any
 import typer
 
 from farskip_compile.cli.command import Command, Continuing
-from farskip_compile.cli.output import AsJson, show, show_document
+from farskip_compile.cli.options import AsJson
+from farskip_compile.cli.output import show, show_document
 from farskip_compile.cli.progress import bars, working
 from farskip_compile.cli.terminal import Terminal
 
 LARGE = 20_000
 app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+
+
+def leaves(group: Any, above: str = "") -> dict[str, Any]:
+    """The commands of a group and of the groups in it, by their words: `check serving`."""
+    found = {}
+    for name, command in group.commands.items():
+        found |= leaves(command, f"{name} ") if hasattr(command, "commands") else {f"{above}{name}": command}
+    return found
 
 
 def chatter(when: str) -> None:

@@ -1,51 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The values of options with fixed values are those that the functions they go to take."""
+"""The values of options with fixed values: each list is written once, in `farskip_compile.base.choices`."""
 
 from __future__ import annotations
 
 from typing import get_args
 
-import pytest
 import torch
 
-from farskip_compile.cli import choices
-from farskip_compile.compiler.config.checks import Inner
-from farskip_compile.healing.distill.config import Precision
-from farskip_compile.healing.heal.settings import DTYPES, RecipeName
-from farskip_compile.healing.texts.loaders import LossOn
-from farskip_compile.measure.simulate.scenario import ExpertExchange, Phase, ProductDtype
-from farskip_compile.passes.rewire.request import Named
+from farskip_compile.base import choices
+from farskip_compile.cli.evaluate import Loaded
+from farskip_compile.cli.options import among
 from farskip_compile.vllm.compare import TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("offered", "taken"),
-    [
-        (choices.Connectivity, get_args(Named)),
-        (choices.Rewired, set(get_args(Named)) - {"none"}),
-        (choices.Phase, [one.value for one in Phase]),
-        (choices.Exchange, get_args(ExpertExchange)),
-        (choices.Products, get_args(ProductDtype)),
-        (choices.Recipe, get_args(RecipeName)),
-        (choices.LossOn, get_args(LossOn)),
-        (choices.Inner, get_args(Inner)),
-        (choices.Trained, DTYPES),
-        (choices.Trained, get_args(Precision)),
-        (choices.Served, TOLERANCE),
-        (choices.Part, ("compute", "links")),
-    ],
-    ids=lambda one: getattr(one, "__name__", ""),
-)
-def test_values(offered, taken):
-    assert sorted(one.value for one in offered) == sorted(taken)
+def test_types_are_those_of_torch() -> None:
+    for literal in (choices.FloatDtype, choices.TrainingDtype, choices.ServedDtype):
+        assert all(getattr(torch, name).is_floating_point for name in get_args(literal))
+    assert set(get_args(Loaded)) == {"auto", *get_args(choices.FloatDtype)}
 
 
-def test_types():
-    for one in choices.Float:
-        assert getattr(torch, one.value).is_floating_point
-    assert [one.value for one in choices.Loaded] == ["auto", *(one.value for one in choices.Float)]
+def test_every_served_type_has_a_tolerance() -> None:
+    assert set(get_args(choices.ServedDtype)) == set(TOLERANCE)
 
 
-def test_in_a_sentence():
-    assert choices.among(choices.Recipe) == "best, default or paper"
-    assert choices.among(choices.Part) == "compute or links"
+def test_lists_are_parts_of_each_other() -> None:
+    assert set(get_args(choices.ConnectivityName)) == {*get_args(choices.Rewiring), "none"}
+    assert set(get_args(choices.HealRecipe)) == {"best", *get_args(choices.DistillRecipe)}
+
+
+def test_in_a_sentence() -> None:
+    assert among(choices.HealRecipe) == "best, default or paper"
+    assert among(choices.LossOn) == "all or assistant"

@@ -14,7 +14,7 @@ from tests.profiling.traces import gloo, op, write
 MODEL = "tests.cli.chatty_models:chatty"
 
 
-@pytest.mark.parametrize("args", [["explain", MODEL, "--json"], ["manifest", MODEL]], ids=" ".join)
+@pytest.mark.parametrize("args", [["explain", MODEL, "--json"], ["explain", MODEL, "--manifest", "-"]], ids=" ".join)
 def test_what_a_model_prints_is_not_in_the_json(args: list[str]) -> None:
     done = with_pipes([*FARSKIP, *args])
     assert done.returncode == 0, done.stderr

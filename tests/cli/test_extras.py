@@ -48,8 +48,16 @@ def refused(missing: str, *args: str) -> str:
 @pytest.mark.parametrize(
     ("missing", "args", "says"),
     [
-        ("transformers", "zoo", "farskip zoo needs transformers: pip install 'farskip-compile[hf]'"),
-        ("transformers", "zoo --list --json", "farskip zoo needs transformers: pip install 'farskip-compile[hf]'"),
+        (
+            "transformers",
+            "check families",
+            "farskip check families needs transformers: pip install 'farskip-compile[hf]'",
+        ),
+        (
+            "transformers",
+            "check families --list --json",
+            "farskip check families needs transformers: pip install 'farskip-compile[hf]'",
+        ),
         (
             "transformers",
             "simulate deepseek-v3 --device h100",
@@ -65,9 +73,9 @@ def refused(missing: str, *args: str) -> str:
             (
                 missing,
                 f"{command}",
-                f"farskip {command.split()[0]} needs {missing}: pip install 'farskip-compile[distill]'",
+                f"farskip heal needs {missing}: pip install 'farskip-compile[distill]'",
             )
-            for command in ("distill x.toml", "fold x --data y --out z", "heal x --data y --out z --json")
+            for command in ("heal x.toml", "heal x --data y --out z --recipe fold", "heal x --data y --out z --json")
             for missing in ("transformers", "datasets", "safetensors")
         ),
         (
@@ -75,7 +83,7 @@ def refused(missing: str, *args: str) -> str:
             "evaluate one other --tasks hellaswag",
             "farskip evaluate needs lm-eval: pip install 'farskip-compile[eval]'",
         ),
-        ("vllm", "verify-serving .", "farskip verify-serving needs vLLM: pip install vllm"),
+        ("vllm", "check serving .", "farskip check serving needs vLLM: pip install vllm"),
     ],
 )
 def test_a_missing_package_is_one_line(missing: str, args: str, says: str) -> None:
@@ -84,7 +92,7 @@ def test_a_missing_package_is_one_line(missing: str, args: str, says: str) -> No
 
 def test_of_the_ranks_of_torchrun_the_first_one_says_it() -> None:
     env = environment(RANK="1")
-    done = with_pipes([sys.executable, "-c", WITHOUT, "datasets", "distill", "x.toml"], env=env)
+    done = with_pipes([sys.executable, "-c", WITHOUT, "datasets", "heal", "x.toml"], env=env)
     assert (done.returncode, done.stderr) == (2, "False\n")
 
 

@@ -15,15 +15,22 @@ from typer.testing import CliRunner
 
 from farskip_compile.cli import app
 from farskip_compile.cli.command import Command
+from tests.cli.sample_commands import leaves
 from tests.cli.terminals import COLOURS, FARSKIP, environment, in_terminal, with_pipes
 
 GROUP = typer.main.get_command(app)
-COMMANDS = sorted(GROUP.commands)
+LEAVES = leaves(GROUP)
+COMMANDS = sorted(LEAVES)
 FRAME = re.compile(r"[╭╮╰╯─│]")
 
 
 def shown(*args: str, columns: int) -> str:
-    done = CliRunner().invoke(app, [*args, "--help"], env={"COLUMNS": str(columns)}, prog_name="farskip")
+    done = CliRunner().invoke(
+        app,
+        [word for arg in args for word in arg.split()] + ["--help"],
+        env={"COLUMNS": str(columns)},
+        prog_name="farskip",
+    )
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -39,7 +46,7 @@ def one_line(text: str) -> str:
 def helps(command: str) -> list[str]:
     """What was written to be read: the help of each parameter, and the paragraphs of the command's own; as Markdown
     is shown, without the marks of code."""
-    found: Any = GROUP.commands[command]
+    found: Any = LEAVES[command]
     written = [parameter.help for parameter in found.params if getattr(parameter, "help", None)]
     paragraphs = inspect.cleandoc(found.callback.__doc__).split("\n\n")
     return [one_line(re.sub(r"```\w*|`", "", text)) for text in (*written, *paragraphs)]
@@ -52,7 +59,7 @@ def test_nothing_is_cut_off_or_eaten(command: str, columns: int) -> None:
     assert max(map(len, narrow.splitlines())) <= columns
     assert "…" not in narrow
     assert words(narrow) == words(wide), "narrower means more lines, not fewer or other words"
-    found: Any = GROUP.commands[command]
+    found: Any = LEAVES[command]
     for parameter in found.params:
         for name in (*parameter.opts, *parameter.secondary_opts):
             assert not name.startswith("-") or name in words(narrow), name
@@ -63,7 +70,7 @@ def test_nothing_is_cut_off_or_eaten(command: str, columns: int) -> None:
 
 def test_the_example_of_a_configuration_keeps_its_tables_and_lines() -> None:
     for columns in (80, 120):
-        lines = [line.strip() for line in shown("distill", columns=columns).splitlines()]
+        lines = [line.strip() for line in shown("heal", columns=columns).splitlines()]
         for line in ("[data]", 'train = ["text/*.txt"]', "batch_size = 8", "[distill]", 'output = "healed"'):
             assert line in lines
         assert '{"messages": [{"role": ..., "content": ...}]}' in lines
@@ -73,14 +80,14 @@ def test_the_example_of_a_configuration_keeps_its_tables_and_lines() -> None:
 
 def test_the_list_of_commands_has_all_of_them() -> None:
     text = shown(columns=80)
-    assert all(name in words(text) for name in COMMANDS)
+    assert all(name in words(text) for name in GROUP.commands)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_every_command_ends_quietly() -> None:
     """Where each of them gets Ctrl-C, closed pipes, missing packages and JSON alone from."""
-    assert all(isinstance(command, Command) for command in GROUP.commands.values())
+    assert all(isinstance(command, Command) for command in LEAVES.values())
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -93,7 +100,7 @@ def test_in_a_terminal_as_wide_as_it_is(columns: int) -> None:
 
 
 @pytest.mark.parametrize("wish", [{"NO_COLOR": "1", "TERM": "xterm-256color"}, {"TERM": "dumb"}])
-@pytest.mark.parametrize("args", [["heal", "--help"], ["heal"], ["zoo", "--nothing"]], ids=" ".join)
+@pytest.mark.parametrize("args", [["heal", "--help"], ["heal"], ["check", "families", "--nothing"]], ids=" ".join)
 def test_no_colours_where_none_are_wanted(args: list[str], wish: dict[str, str]) -> None:
     found = in_terminal([*FARSKIP, *args], env=environment(**wish))
     assert not COLOURS.search(found.raw)
@@ -104,8 +111,8 @@ def test_no_colours_where_none_are_wanted(args: list[str], wish: dict[str, str])
 
 
 def test_in_a_pipe() -> None:
-    found = with_pipes([*FARSKIP, "distill", "--help"])
+    found = with_pipes([*FARSKIP, "heal", "--help"])
     assert (found.returncode, found.stderr) == (0, "")
     assert "\x1b" not in found.stdout
     assert "[data]" in found.stdout
-    assert words(found.stdout) == words(shown("distill", columns=80))
+    assert words(found.stdout) == words(shown("heal", columns=80))

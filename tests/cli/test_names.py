@@ -119,11 +119,11 @@ def test_explain(tmp_path: Path, columns: int) -> None:
 @COLUMNS
 def test_manifest(tmp_path: Path, columns: int) -> None:
     path = place(tmp_path, ".json")
-    result = run("manifest", "tests.sample_models:with_args", "--out", path, columns=columns)
+    result = run("explain", "tests.sample_models:with_args", "--manifest", path, columns=columns)
     assert result.exit_code == 0, result.output
     assert "[/x]\\x1b[2J[red]<b>\\udcff.json" in result.stdout
     path.write_text('{"\x1b[/x]": 1}'.replace("\x1b", "\\u001b"))
-    assert run("manifest", "tests.sample_models:with_args", "--out", path, columns=columns).exit_code == 2
+    assert run("explain", "tests.sample_models:with_args", "--manifest", path, columns=columns).exit_code == 2
 
 
 @COLUMNS
@@ -187,13 +187,13 @@ def test_zoo_refuses_what_is_no_earlier_run(content: bytes, tmp_path: Path) -> N
     pytest.importorskip("transformers")
     path = place(tmp_path, ".json")
     path.write_bytes(content)
-    assert run("zoo", "mixtral", "--against", path).exit_code == 2
+    assert run("check", "families", "mixtral", "--against", path).exit_code == 2
 
 
 def test_distill(tmp_path: Path) -> None:
     path = place(tmp_path, ".toml")
     path.write_text("[[[")
-    assert run("distill", path).exit_code == 2
+    assert run("heal", path).exit_code == 2
 
 
 def test_pages_escape_text_attributes_and_nothing_of_their_own() -> None:

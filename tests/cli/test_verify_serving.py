@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`farskip verify-serving`: its table, its exit statuses; vLLM itself is compared by `make vllm`."""
+"""`farskip check serving`: its table, its exit statuses; vLLM itself is compared by `make vllm`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, asked: list[dict[str, Any]], apart: 
 
 
 def run(folder: Path, *args: str, columns: int = 80) -> Any:
-    return CliRunner().invoke(app, ["verify-serving", str(folder), *args], env={"COLUMNS": str(columns)})
+    return CliRunner().invoke(app, ["check", "serving", str(folder), *args], env={"COLUMNS": str(columns)})
 
 
 @pytest.mark.parametrize("columns", [80, 120])

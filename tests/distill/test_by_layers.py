@@ -8,8 +8,9 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from farskip_compile import ConfigError, PartialModelError
+from farskip_compile import ConfigError
 from farskip_compile.compiler.ranks.fake import fake_ranks
+from farskip_compile.errors import PartialModelError
 from farskip_compile.healing.distill import self_distill
 from tests.compare import relative_difference
 from tests.distill.common import EAGER, VOCABULARY, batches, small, weights

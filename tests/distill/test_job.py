@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`farskip distill CONFIG`: a model of transformers, text files, a tokenizer; and what a file can get wrong."""
+"""`farskip heal CONFIG.toml`: a model of transformers, text files, a tokenizer; and what a file can get wrong."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Board:
 
 def test_a_checkpoint_is_healed(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Board))
-    done = CliRunner().invoke(app, ["distill", str(folder / "job.toml"), "--json"])
+    done = CliRunner().invoke(app, ["heal", str(folder / "job.toml"), "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout[done.stdout.index("{") :])
     checkpoint = folder / "healed" / "model"
@@ -163,7 +163,7 @@ def test_conversations_and_a_split_by_document(folder):
     assert data.counts.documents + held_out.counts.documents == len(lines)
     assert 0 < held_out.counts.documents < 0.5 * len(lines)
     assert all((batch["labels"] == -100).any() for batch in held_out)
-    done = CliRunner().invoke(app, ["distill", str(job), "--json"])
+    done = CliRunner().invoke(app, ["heal", str(job), "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout[done.stdout.index("{") :])
     assert told["bytes_per_token"] == held_out.bytes_per_token
@@ -222,7 +222,7 @@ def test_what_a_file_can_get_wrong(folder, old, new, words):
     job = folder / "wrong.toml"
     assert old in JOB
     job.write_text(JOB.replace(old, new))
-    done = CliRunner().invoke(app, ["distill", str(job)])
+    done = CliRunner().invoke(app, ["heal", str(job)])
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr

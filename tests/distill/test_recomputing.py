@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from farskip_compile import ConfigError, clear_reports, last_reports
+from farskip_compile import ConfigError, reports
 from farskip_compile.healing.causal.identity import checksum
 from farskip_compile.healing.distill import self_distill
 from farskip_compile.healing.distill.recomputing import recomputing
@@ -24,11 +24,11 @@ def healed(**options):
     torch.manual_seed(0)
     model = tiny_deepseek_v3().double()
     prepare(model)
-    clear_reports()
+    reports().clear()
     done = self_distill(
         model, batches(2), held_out=HELD_OUT, steps=2, learning_rate=1e-3, evaluate_every=2, patience=None, **options
     )
-    return done, max(report.checkpoints_opened for report in last_reports())
+    return done, max(report.checkpoints_opened for report in reports().compiles)
 
 
 def test_the_numbers_stay():

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from farskip_compile import ConfigError, DenseModelError, LayerRangeError, load_manifest
-from farskip_compile.errors import DistillationError
+from farskip_compile import ConfigError, load_manifest
+from farskip_compile.errors import DenseModelError, DistillationError, LayerRangeError
 from farskip_compile.healing.distill import self_distill
 from farskip_compile.models import FarSkipForm
 from tests.compare import relative_difference

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import farskip_compile
-from farskip_compile import OrderMismatchError
+from farskip_compile.errors import OrderMismatchError
 from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
 from tests.inductor.custom_operators import IDS, Model, by_hand, declare_all
@@ -28,7 +28,7 @@ def compare_on_rank(rank: int, world_size: int, how: str) -> dict[str, Any]:
     with scalar_kernels():
         found = run(ids)
         gradients = torch.autograd.grad(found.square().sum(), parameters)
-    forward, backward = farskip_compile.last_schedules()[-2:]
+    forward, backward = farskip_compile.reports().schedules[-2:]
     return {
         "output": float((found - expected).abs().max().detach()),
         "gradients": max(float((one - right).abs().max()) for one, right in zip(gradients, wanted, strict=True)),

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn.utils import parametrize
 
 import farskip_compile
-from farskip_compile import PartialModelError
+from farskip_compile.errors import PartialModelError
 from tests.distributed.ranks import run_ranks
 
 pytest.importorskip("transformers")
@@ -104,7 +104,7 @@ def compare_on_rank(rank: int, world_size: int, ways: tuple[str, ...]) -> dict[s
         model, compiled = parallel(how, world_size)
         output, gradients = run_with_gradients(lambda ids, call=compiled: call(ids).logits, model, tokens(rank))
         gradients = {original_name(name): gradient for name, gradient in gradients.items()}
-        report = farskip_compile.last_reports()[-1]
+        report = farskip_compile.reports().compiles[-1]
         found[how] = {
             "difference": difference((output, gradients), expected),
             "sharded": any(isinstance(gradient, DTensor) for gradient in gradients.values()),

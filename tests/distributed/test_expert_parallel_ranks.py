@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import ConfigError, PartialModelError
+from farskip_compile import ConfigError
+from farskip_compile.errors import PartialModelError
 from farskip_compile.tools.prepare import register_expert_parallel
 from tests.distributed.ranks import run_ranks
 

@@ -32,7 +32,7 @@ def compare_on_rank(
     found: dict[str, Any] = {}
     for name in names:
         torch.compiler.reset()
-        farskip_compile.clear_schedules()
+        farskip_compile.reports().clear()
         model = build(name, dtype=torch.float64, parallel=parallel, **SMALL)
         ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
         expected, expected_gradients = run_with_gradients(FarSkipForm(model, connectivity=connectivity), model, ids)
@@ -41,7 +41,7 @@ def compare_on_rank(
             output, gradients = run_with_gradients(compiled, model, ids)
         with scalar_kernels():
             again, _ = run_with_gradients(compiled, model, ids)  # with the real collectives
-        reports = farskip_compile.last_schedules()
+        reports = farskip_compile.reports().schedules
         found[name] = {
             "output": relative_difference(output, expected),
             "gradients": max(relative_difference(gradients[key], expected_gradients[key]) for key in gradients),
@@ -90,13 +90,14 @@ def scheduled_and_not(rank: int, world_size: int) -> tuple[list[bool], bool]:
     results = []
     for schedule in (False, True):
         torch.compiler.reset()
-        farskip_compile.clear_schedules()
+        farskip_compile.reports().clear()
         options: dict[str, Any] = {"connectivity": "none", "schedule": schedule, "memory_increase": 4.0}
         compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
         output, gradients = run_with_gradients(compiled, model, x)
         results.append([output, *gradients.values()])
     moved = [
-        report.unscheduled.exposed_seconds > report.after.exposed_seconds for report in farskip_compile.last_schedules()
+        report.unscheduled.exposed_seconds > report.after.exposed_seconds
+        for report in farskip_compile.reports().schedules
     ]
     return [torch.equal(one, other) for one, other in zip(*results, strict=True)], any(moved) and len(moved) == 2
 

@@ -38,7 +38,8 @@ TOKENS = {"pieces": 2, "pieces_along": "tokens"}
 def reported() -> list[tuple[str, int, int, int]]:
     """Of each schedule the phase, the pieces, exchanges in pieces and whole."""
     return [
-        (one.phase, one.pieces, one.exchanges_cut, len(one.exchanges_whole)) for one in farskip_compile.last_schedules()
+        (one.phase, one.pieces, one.exchanges_cut, len(one.exchanges_whole))
+        for one in farskip_compile.reports().schedules
     ]
 
 
@@ -51,7 +52,7 @@ def ours_on_rank(
     cut: dict[str, Any],
 ) -> dict[str, Any]:
     torch.compiler.reset()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     parallel = ParallelConfig(ep_group=dist.group.WORLD, ep_mode="dropless")
     model = build(name, dtype=torch.float64, parallel=parallel, layers=layers, **FEW)
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
@@ -62,7 +63,7 @@ def ours_on_rank(
     assert found[1].keys() == expected[1].keys()
     return {
         "reports": reported(),
-        "along": {along for one in farskip_compile.last_schedules() for along in one.pieces_along},
+        "along": {along for one in farskip_compile.reports().schedules for along in one.pieces_along},
         "output": relative_difference(found[0], expected[0]),
         "gradients": max(relative_difference(found[1][key], expected[1][key]) for key in expected[1]),
     }

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import farskip_compile
-from farskip_compile import UnsupportedPatternError
+from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
 from tests.compare import relative_difference, run_with_gradients
 from tests.distributed.ranks import run_ranks
@@ -38,7 +38,7 @@ def compare_on_rank(
 ) -> dict[str, Any]:
     """Outputs and gradients in pieces against those of the eager form by hand, and what the reports say."""
     torch.compiler.reset()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     parallel = ParallelConfig(ep_group=dist.group.WORLD, **mode)
     model = build(name, dtype=torch.float64, parallel=parallel, layers=layers, **sizes(mode))
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
@@ -47,7 +47,7 @@ def compare_on_rank(
         found = run_with_gradients(torch.compile(model, backend="farskip", fullgraph=True, options=options), model, ids)
     assert found[1].keys() == expected[1].keys()
     return {
-        "reports": [(one.phase, one.pieces, one.exchanges_cut) for one in farskip_compile.last_schedules()],
+        "reports": [(one.phase, one.pieces, one.exchanges_cut) for one in farskip_compile.reports().schedules],
         "output": relative_difference(found[0], expected[0]),
         "gradients": max(relative_difference(found[1][key], expected[1][key]) for key in expected[1]),
     }
@@ -66,7 +66,7 @@ def test_pieces_compute_what_whole_exchanges_do(
 def layer_by_layer_on_rank(rank: int, world_size: int, mode: dict[str, Any]) -> dict[str, Any]:
     """Each layer compiled by itself, as training stacks do."""
     torch.compiler.reset()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     parallel = ParallelConfig(ep_group=dist.group.WORLD, **mode)
     model = build("mixtral", dtype=torch.float64, parallel=parallel, layers=("moe", "moe"), **sizes(mode))
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(rank))
@@ -76,7 +76,7 @@ def layer_by_layer_on_rank(rank: int, world_size: int, mode: dict[str, Any]) -> 
     with scalar_kernels():
         found = run_with_gradients(model, model, ids)
     return {
-        "reports": {(one.phase, one.pieces, one.exchanges_cut) for one in farskip_compile.last_schedules()},
+        "reports": {(one.phase, one.pieces, one.exchanges_cut) for one in farskip_compile.reports().schedules},
         "output": relative_difference(found[0], expected[0]),
         "gradients": max(relative_difference(found[1][key], expected[1][key]) for key in expected[1]),
     }
@@ -99,13 +99,13 @@ def refused_on_rank(rank: int, world_size: int) -> list[str]:
     found = []
     experts: dict[str, Any] = {"pieces": 2, "pieces_along": "experts"}
     for options in (experts, {**experts, "strict": False}):
-        farskip_compile.clear_schedules()
+        farskip_compile.reports().clear()
         torch.compiler.reset()
         compiled = torch.compile(model, backend="farskip", fullgraph=True, options={"connectivity": "none", **options})
         try:
             with torch.no_grad(), scalar_kernels():
                 compiled(ids)
-            found += [text for one in farskip_compile.last_schedules() for text in one.exchanges_whole]
+            found += [text for one in farskip_compile.reports().schedules for text in one.exchanges_whole]
         except UnsupportedPatternError as error:
             found.append(f"{error.reason} {error.where}")
     return found

@@ -30,8 +30,7 @@ def model_on(
     layout: str, name: str, world_size: int, dtype: torch.dtype = torch.float64, **sizes: Any
 ) -> tuple[Any, torch.Tensor]:
     torch.compiler.reset()
-    farskip_compile.clear_reports()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     parallel = parallel_config(layout, world_size)
     model = build(name, dtype=dtype, parallel=parallel, **{**SMALL, **sizes})
     ids = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(tokens_of(parallel)))
@@ -53,7 +52,7 @@ def compare_on_rank(rank: int, world_size: int, layout: str, name: str, inner: s
     expected, wanted = run_with_gradients(FarSkipForm(model), model, ids)
     regional = farskip_compile.regional(model, "full", inner=inner)
     output, gradients = run_with_gradients(model, model, ids)
-    reports = farskip_compile.last_reports()
+    reports = farskip_compile.reports().compiles
     return {
         "equal": torch.equal(output, expected) and all(torch.equal(gradients[name], wanted[name]) for name in wanted),
         "close": max(relative_difference(gradients[name], wanted[name]) for name in wanted),
@@ -62,7 +61,7 @@ def compare_on_rank(rank: int, world_size: int, layout: str, name: str, inner: s
         "rows": len(regional.table.rows),
         "graphs": len(reports),
         "landed": nothing_is_left_in_flight(),
-        "orders": [(one.phase, one.orders, len(one.flights)) for one in farskip_compile.last_schedules()],
+        "orders": [(one.phase, one.orders, len(one.flights)) for one in farskip_compile.reports().schedules],
     }
 
 
@@ -101,7 +100,7 @@ def in_pieces_on_rank(rank: int, world_size: int, layout: str, along: Any, piece
     with mock.patch.object(onward, "hand_on", hand_on):
         output, gradients = run_with_gradients(model, model, ids)
     run_with_gradients(model, model, ids.flip(1) // 2)  # experts get other numbers of rows
-    schedules = farskip_compile.last_schedules()
+    schedules = farskip_compile.reports().schedules
     forward = [one for one in schedules if one.phase == "forward"]
     first, second = sorted(forward, key=lambda one: -one.left_in_flight)[:2]
     came = [one.seconds for one in second.flights[: first.left_in_flight]]
@@ -113,7 +112,7 @@ def in_pieces_on_rank(rank: int, world_size: int, layout: str, along: Any, piece
         "left": sorted(one.left_in_flight for one in forward),
         "landed": [one.landed for one in forward],
         "pieces": {one.pieces for one in schedules},
-        "graphs": len(farskip_compile.last_reports()),
+        "graphs": len(farskip_compile.reports().compiles),
         "nothing is left": nothing_is_left_in_flight(),
     }
 
@@ -235,7 +234,7 @@ def compiled_differently(rank: int, world_size: int, what: str) -> str:
     try:
         with torch.no_grad():
             model(ids)
-    except farskip_compile.OrderMismatchError as error:
+    except farskip_compile.errors.OrderMismatchError as error:
         return type(error).__name__
     return "nothing was noticed"
 

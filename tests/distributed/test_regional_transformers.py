@@ -28,13 +28,12 @@ def compare_on_rank(rank: int, world_size: int, path: str, mode: str, inner: str
     whole = load(path, rank, world_size, dtype=dtype).train()
     expected = run_with_gradients(oracle(whole), whole, IDS)
     torch.compiler.reset()
-    farskip_compile.clear_reports()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     model = load(path, rank, world_size, mode, dtype).train()
     farskip_compile.regional(model, "full", inner=inner)
     found = run_with_gradients(lambda ids: model(ids).logits, model, IDS)
-    reports = [one.departure for one in farskip_compile.last_reports() if one.departure is not None]
-    schedules = [one for one in farskip_compile.last_schedules() if one.phase == "forward"]
+    reports = [one.departure for one in farskip_compile.reports().compiles if one.departure is not None]
+    schedules = [one for one in farskip_compile.reports().schedules if one.phase == "forward"]
     return {
         "difference": max(difference(found, expected)),
         "stays": [dict(one.stays) for one in reports if one.tail],

@@ -149,7 +149,7 @@ def report_on_rank(rank: int, world_size: int) -> dict[str, Any]:
             torch.compile(model, backend="farskip", fullgraph=True, options=options)(
                 torch.zeros(2, 3, dtype=torch.long)
             )
-        report = farskip_compile.last_reports()[-1]
+        report = farskip_compile.reports().compiles[-1]
         found[layout] = (
             report.collectives_parted,
             report.reductions_merged,

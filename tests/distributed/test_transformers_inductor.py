@@ -53,13 +53,13 @@ def infer_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
     runs = compiled_each(model, *({"inner": "inductor", "connectivity": connectivity} for connectivity in wishes))
     codes: list[str] = []
     for connectivity, run in zip(wishes, runs, strict=True):
-        farskip_compile.clear_schedules()
+        farskip_compile.reports().clear()
         with torch.no_grad(), scalar_kernels(), torch._inductor.config.patch(fx_graph_cache=False):
             if codes:
                 logits = run(IDS)
             else:  # both are compiled by the first call
                 logits, codes = run_and_get_code(run, IDS)
-        (schedule,) = farskip_compile.last_schedules()
+        (schedule,) = farskip_compile.reports().schedules
         results[connectivity] = {
             "standard or full": [relative_difference(logits, oracle(whole, c)(IDS)) for c in ("none", "full")],
             "profile": schedule.profile,
@@ -74,13 +74,13 @@ def train_on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
     whole = load(path, rank, world_size).train()
     expected = run_with_gradients(oracle(whole), whole, IDS)
     model = load(path, rank, world_size, "farskip_all_to_all").train()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     with late_collectives() as launched, scalar_kernels():
         trained = run_with_gradients(compiled(model, inner="inductor"), model, IDS)
     return {
         "difference": difference(trained, expected),
         "launched": launched.count("all_to_all_single"),
-        "phases": [schedule.phase for schedule in farskip_compile.last_schedules()],
+        "phases": [schedule.phase for schedule in farskip_compile.reports().schedules],
     }
 
 

@@ -46,7 +46,7 @@ WISHES = (None, {"connectivity": "none"}, {"connectivity": "full"})
 
 
 def report() -> dict[str, Any]:
-    found = farskip_compile.last_reports()[-1]
+    found = farskip_compile.reports().compiles[-1]
     table = found.table
     routed = [row for row in table.rows if any(name.startswith("r") for name in table.names(row.terms))]
     return {

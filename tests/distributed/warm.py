@@ -28,7 +28,7 @@ def compile_once() -> None:
             torch.compile(model, backend="farskip", fullgraph=True)(torch.zeros(2, 4, dtype=torch.int64))
     assert len(graphs) == 2, "the model was not compiled"
     torch.compiler.reset()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     clear_reports()
 
 

@@ -28,7 +28,7 @@ def test_the_page_runs(tmp_path: Path) -> None:
         ["python", "make_checkpoint.py"],
         ["farskip", "explain"],
         ["python", "choose.py"],
-        ["farskip", "distill"],
+        ["farskip", "heal"],
         ["python", "use.py"],
         ["farskip", "evaluate"],
         ["farskip", "heal"],

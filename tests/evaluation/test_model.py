@@ -87,7 +87,7 @@ def test_equals_the_form_by_hand(healed: Path) -> None:
     assert texts != [tokenizer().decode(greedy(plain, encode(prompt))) for prompt in PROMPTS]
 
     # log-likelihoods, prefill, decode steps: of batches of one and of two, of prompts with padding and without
-    assert [report.left_out for report in farskip_compile.last_reports()] == [LEFT_OUT] * 3
+    assert [report.left_out for report in farskip_compile.reports().compiles] == [LEFT_OUT] * 3
     assert lm.evidence.to_json()["left_out"] == {row: list(terms) for row, terms in LEFT_OUT.items()}
     assert lm.evidence.calls == {"log-likelihoods": 5, "generation": 3}
 

@@ -101,6 +101,6 @@ def served(said: str, folder: str) -> None:
     assert said.count("rewired 5 of 6 sub-blocks (3 layers, 3 MoE): standard -> full, verified") == 2
     assert "without a cache, rewired: 32 of 32\n" in said
     assert re.search(r"without a cache, as written: \d+ of 32$", said, re.MULTILINE)
-    commands = re.findall(r"^(?:vllm serve|farskip verify-serving) (.*)$", said, re.MULTILINE)
+    commands = re.findall(r"^(?:vllm serve|farskip check serving) (.*)$", said, re.MULTILINE)
     assert len(commands) == 2
     assert all(one.startswith(folder) for one in commands)

@@ -72,7 +72,7 @@ def scheduled_again(rank: int, folder: str, fault: Fault, options: dict[str, Any
     """
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     torch.compiler.reset()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     model = Exchanging()
     compiled = torch.compile(model, backend="farskip", fullgraph=True, options=options)
     raised = _raised_by(lambda: results(compiled), fault)
@@ -80,7 +80,7 @@ def scheduled_again(rank: int, folder: str, fault: Fault, options: dict[str, Any
     return {
         "raised": raised,
         "right": all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True)),
-        "scheduled": [report.phase for report in farskip_compile.last_schedules()],
+        "scheduled": [report.phase for report in farskip_compile.reports().schedules],
     }
 
 
@@ -100,7 +100,7 @@ def _raised_by(call: Callable[[], Any], fault: Fault) -> str:
 def two_configurations(rank: int) -> dict[str, Any]:
     """Two models in one process, in turn."""
     torch.compiler.reset()
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     runs = [_Run(small_model(0), "full"), _Run(small_model(1), "mlp")]
     for _ in range(2):
         for run in runs:
@@ -111,7 +111,7 @@ def two_configurations(rank: int) -> dict[str, Any]:
 def two_threads(rank: int, same_model: bool) -> dict[str, Any]:
     """Two models, or one compiled twice, in two threads that begin at the same time."""
     torch.compiler.reset()
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     first = small_model(0)
     runs = [_Run(first, "full"), _Run(first if same_model else small_model(1), "mlp")]
     together = threading.Barrier(len(runs))
@@ -149,14 +149,14 @@ def _judged(runs: Sequence[_Run]) -> dict[str, Any]:
         "outputs": [len(run.outputs) for run in runs],
         "differ": not torch.equal(*expected),
         "reports": [[(one.config["connectivity"], str(one.outcome)) for one in run.reports] for run in runs],
-        "kept": sorted(one.config["connectivity"] for one in farskip_compile.last_reports()),
+        "kept": sorted(one.config["connectivity"] for one in farskip_compile.reports().compiles),
     }
 
 
 def two_threads_scheduled(rank: int, number: int = 2) -> dict[str, Any]:
     """Models of different depth, trained in threads that begin at the same time; Inductor compiles them."""
     torch.compiler.reset()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     models = [Exchanging(exchanges=2 + index) for index in range(number)]
     expected = [results(model) for model in models]
     found: list[list[torch.Tensor]] = [[] for _ in models]
@@ -173,7 +173,7 @@ def two_threads_scheduled(rank: int, number: int = 2) -> dict[str, Any]:
             len(some) == len(right) and all(map(torch.allclose, some, right))
             for some, right in zip(found, expected, strict=True)
         ),
-        "launches": sorted(sum(map(len, one.orders.values())) for one in farskip_compile.last_schedules()),
+        "launches": sorted(sum(map(len, one.orders.values())) for one in farskip_compile.reports().schedules),
     }
 
 

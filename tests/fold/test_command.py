@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`farskip fold`: from a checkpoint and text to a repaired checkpoint, against the FarSkip form by hand."""
+"""`farskip heal --recipe fold`: from a checkpoint and text to a repaired checkpoint, against the FarSkip form by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from farskip_compile.healing.texts.loaders import text_batches
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 from tests.prose import PROSE as TEXT
 
-SIZES = ["--sequence-length", "16", "--batch-size", "4", "--tokens", "1024", "--held-out-tokens", "256"]
+SIZES = ["--sequence-length", "16", "--batch-size", "4", "--tokens", "1024", "--held-out-sequences", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 
 def test_a_checkpoint_is_folded(folder):
     texts = ["--data", str(folder / "train.txt"), "--held-out", str(folder / "held.txt")]
-    command = ["fold", str(folder / "checkpoint"), *texts, *SIZES, "--out", str(folder / "out")]
+    command = ["heal", str(folder / "checkpoint"), "--recipe", "fold", *texts, *SIZES, "--out", str(folder / "out")]
     done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)

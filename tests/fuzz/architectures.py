@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from farskip_compile import FarSkipConfig, FarSkipError, LayerRangeError, backend, clear_reports
+from farskip_compile import FarSkipConfig, FarSkipError, backend, reports
+from farskip_compile.errors import LayerRangeError
 from farskip_compile.testing.strategies import GeneratedCase, nothing_to_leave_out
 from tests.compare import far_gradients, run_with_gradients
 from tests.fuzz.demands import check_refusal, demand
@@ -68,7 +69,7 @@ def check_architecture(example: GeneratedCase) -> Counter[str]:
         Broken: a demand is not met.
     """
     torch.compiler.reset()
-    clear_reports()
+    reports().clear()
     others = [replace(example, connectivity=name, layers=None) for name in NAMED]
     cases = list(dict.fromkeys([example, *others]))
     model, ids = example.model(), example.ids()

@@ -66,7 +66,7 @@ def _case(spec: dict[str, Any], group: Any, folder: Path) -> dict[str, Any]:
     right = {"output": expected, **{name: gradient for name, gradient in named if gradient is not None}}
 
     def compiled(schedule: bool) -> tuple[Any, dict[str, float], Any]:
-        farskip_compile.clear_reports()
+        farskip_compile.reports().clear()
         backend = farskip_compile.backend(inductor=spec["inductor"], schedule=schedule, **options)
         with pretended(spec["device"]), watching() as decided:
             programs = generate(made, ids, backend)  # 1
@@ -79,7 +79,7 @@ def _case(spec: dict[str, Any], group: Any, folder: Path) -> dict[str, Any]:
     inside.mkdir(parents=True)
     for number, code in enumerate(programs.codes):
         (inside / f"program_{number}.py").write_text(code)
-    reports = [[flight.launch for flight in report.flights] for report in farskip_compile.last_schedules()[-2:]]
+    reports = [[flight.launch for flight in report.flights] for report in farskip_compile.reports().schedules[-2:]]
     return {
         "off": distances,
         "beside": compiled(schedule=False)[1] if spec["beside"] else {},

@@ -21,7 +21,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from farskip_compile import (
-    ManifestError,
     OriginalWiringError,
     describe,
     load_manifest,
@@ -30,6 +29,7 @@ from farskip_compile import (
     save_manifest,
     unguard,
 )
+from farskip_compile.errors import ManifestError
 from farskip_compile.healing.distill.source import whole_model
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from tests.guard.tiny import IDS, checkpoint, compiled, tiny

@@ -24,8 +24,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from farskip_compile import Manifest, ManifestError, save_manifest
+from farskip_compile import Manifest, save_manifest
 from farskip_compile.compiler.guard.forward import is_guarded
+from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import ParameterFingerprint
 from farskip_compile.tools.zoo import Family, build_tiny, moe_families
 

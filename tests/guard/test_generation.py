@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from farskip_compile import OriginalWiringError, backend, last_reports, prepare
+from farskip_compile import OriginalWiringError, backend, prepare, reports
 from tests.guard.tiny import IDS, tiny
 
 DECODE_ONLY = "the prompt goes through the model in its original wiring"
@@ -48,7 +48,7 @@ def test_the_first_decode_step_is_refused(unprepared: Any) -> None:
         with pytest.raises(OriginalWiringError, match=DECODE_ONLY) as caught:
             generate(unprepared, compile_config=compile_config)
         assert 'model.compile(backend="farskip", fullgraph=True)' in caught.value.way_out
-    assert not last_reports()
+    assert not reports().compiles
 
 
 def test_other_backends_are_left_alone(unprepared: Any) -> None:

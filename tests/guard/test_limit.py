@@ -13,7 +13,8 @@ from accelerate import cpu_offload
 from torch._dynamo import config as dynamo_config
 
 import farskip_compile
-from farskip_compile import FarSkipWarning, PartialModelError
+from farskip_compile import FarSkipWarning
+from farskip_compile.errors import PartialModelError
 from tests.guard.tiny import IDS, tiny
 from tests.handwritten.decoder import Decoder, token_ids
 from tests.handwritten.test_experts import Masks
@@ -54,7 +55,7 @@ def test_each_further_version_is_an_error(compiled: Any, one_version: None) -> N
     assert torch.equal(model(IDS).logits, expected), "versions of before go on"
     with dynamo_config.patch(recompile_limit=2):
         model(LONGER)
-    assert [report.left_out["attention.1"] for report in farskip_compile.last_reports()] == [("r0",)] * 2
+    assert [report.left_out["attention.1"] for report in farskip_compile.reports().compiles] == [("r0",)] * 2
 
 
 def test_what_surrounds_a_layer_is_shared_by_all(one_version: None) -> None:
@@ -114,4 +115,4 @@ def test_a_torch_that_is_written_otherwise_is_said_and_compiles(monkeypatch: pyt
     compiled = torch.compile(tiny(), backend="farskip", fullgraph=True, options=EAGER)
     with pytest.warns(UserWarning, match="are not watched"):
         compiled(IDS)
-    assert farskip_compile.last_reports()[-1].left_out["attention.1"] == ("r0",)
+    assert farskip_compile.reports().compiles[-1].left_out["attention.1"] == ("r0",)

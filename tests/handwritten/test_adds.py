@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from farskip_compile import CompileReport, FarSkipError, UnsupportedPatternError
+from farskip_compile import CompileReport, FarSkipError
+from farskip_compile.errors import UnsupportedPatternError
 from tests.handwritten.decoder import (
     WIDTH,
     Attention,

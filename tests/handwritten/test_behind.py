@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from farskip_compile import UnsupportedPatternError
+from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.residual.table import TermKind
 from tests.handwritten.decoder import MLP, TOKENS, WIDTH, Attention, Decoder, assert_is_the_form_by_hand, token_ids
 from tests.handwritten.test_adds import TwoBranches

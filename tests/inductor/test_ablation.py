@@ -44,13 +44,13 @@ def ablated_on_rank(rank: int, world_size: int) -> list[tuple[list[torch.Tensor]
     x = torch.randn(8, 16, generator=torch.Generator().manual_seed(rank))
     for names in ABLATIONS:
         torch.compiler.reset()
-        farskip_compile.clear_schedules()
+        farskip_compile.reports().clear()
         model = Beside()
         options = {"connectivity": "none", "disable_passes": names, "profile": quick_link(), "memory_increase": 4.0}
         outputs = torch.compile(model, backend="farskip", fullgraph=True, options=options)(x)
         sum(output.square().sum() for output in outputs).backward()
         gradients = [parameter.grad for parameter in model.parameters()]
-        forward, _ = farskip_compile.last_schedules()
+        forward, _ = farskip_compile.reports().schedules
         found.append(([tensor.detach() for tensor in (*outputs, *gradients)], forward.to_json()))
     return found
 

@@ -13,9 +13,9 @@ from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.graph import GraphLowering
 
 import farskip_compile
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
-from farskip_compile.models.farskip_form import FormName
 from farskip_compile.records.schedule import ScheduleReport
 from tests.inductor.held import most_held
 
@@ -50,7 +50,7 @@ def programs(
     options: dict[str, Any] | None,
     *,
     trains: bool = False,
-    by_hand: FormName = "none",
+    by_hand: ConnectivityName = "none",
     widths: dict[str, Any] = WIDTHS,
     tokens: int = TOKENS,
 ) -> tuple[list[str], list[ScheduleReport], int, list[torch.Tensor]]:
@@ -64,7 +64,7 @@ def programs(
         return tensor
 
     torch.compiler.reset()
-    farskip_compile.clear_schedules()
+    farskip_compile.reports().clear()
     with (
         fake_ranks(2),
         mock.patch.object(GraphLowering, "save_output_code", staticmethod(codes.append)),
@@ -82,7 +82,7 @@ def programs(
             output = compiled(ids)
         if trains:
             output.sum().backward()
-    reports = list(farskip_compile.last_schedules())
+    reports = list(farskip_compile.reports().schedules)
     assert len(codes) == 1 + trains
     return codes, reports, sum(parameter.nbytes for parameter in model.parameters()), saved
 
@@ -106,7 +106,7 @@ def test_the_account_is_what_the_program_holds(options: dict[str, Any], trains: 
 
 
 @pytest.mark.parametrize("connectivity", ["none", "full"])
-def test_the_limit_starts_from_what_inductor_alone_would_hold(connectivity: FormName) -> None:
+def test_the_limit_starts_from_what_inductor_alone_would_hold(connectivity: ConnectivityName) -> None:
     """Of the form by hand, blocks not kept for later. What is rewired was fused in a graph that was scheduled."""
     (code,), _, inputs, _ = programs(None, by_hand=connectivity)
     _, (report,), *_ = programs({"connectivity": connectivity})

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, fx
 
 import farskip_compile
-from farskip_compile import VerificationError, declare, declare_op
+from farskip_compile import declare, declare_op
 from farskip_compile._compat import inductor
 from farskip_compile.compiler import inductor_passes
+from farskip_compile.errors import VerificationError
 from farskip_compile.passes.schedule import graph as in_graph
 from farskip_compile.passes.schedule import kernels as of_kernels
 from farskip_compile.passes.schedule.custom_collectives import blocking
@@ -60,7 +61,7 @@ def test_what_writes_in_place_blocks_too_and_stays_in_its_place(group: Any, monk
         found = compiled(writes_in_place, connectivity="none", strict=False)(x, y, group.group_name)
     for one, right in zip(found, expected, strict=True):
         torch.testing.assert_close(one, right)
-    report = farskip_compile.last_schedules()[-1]
+    report = farskip_compile.reports().schedules[-1]
     assert report.blocking == ("1 x farskip_tests::swap_",)
     assert [one.split()[0] for one in report.orders[group.group_name]] == ["all_reduce", "swap_", "all_reduce"]
     assert len(programs) == 2
@@ -130,7 +131,7 @@ def test_groups_that_torch_does_not_know_are_no_reason_to_fail(declared: bool, g
         found = run(x, y, group.group_name)
     for one, right in zip(found, on_groups_of_others(x, y, group.group_name), strict=True):
         torch.testing.assert_close(one, right)
-    report = farskip_compile.last_schedules()[-1]
+    report = farskip_compile.reports().schedules[-1]
     assert report.blocking == ("1 x farskip_tests::swap_on",)
     assert list(report.orders) == [group.group_name]
 

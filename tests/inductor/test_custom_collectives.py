@@ -16,13 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 import farskip_compile
-from farskip_compile import (
-    ConfigError,
-    UnsupportedPatternError,
-    declare,
-    declare_op,
-)
+from farskip_compile import ConfigError, declare, declare_op
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
+from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.schedule import custom_collectives
 from farskip_compile.verify import held as held_proof
 from tests.economy import scalar_kernels
@@ -50,7 +46,7 @@ def test_a_model_with_them_is_rewired_and_computes_what_the_form_by_hand_does(ho
     assert torch.equal(compiled(model, inner="eager")(IDS), expected)
     with torch.no_grad():
         torch.testing.assert_close(compiled(model)(IDS), expected, rtol=0, atol=1e-5)
-    (report,) = farskip_compile.last_schedules()[-1:]
+    (report,) = farskip_compile.reports().schedules[-1:]
     flights = {"in two": 2 * LAYERS, "with scales": 2 * LAYERS}.get(how, 0)
     assert len(report.flights) == flights
     names = {
@@ -120,7 +116,7 @@ def test_rows_in_8_bits_and_their_scales_are_hidden_together(group: Any) -> None
     with torch.no_grad():
         found = compiled(model, profile=short_links())(IDS)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05)  # a last bit of 3
-    report = farskip_compile.last_schedules()[-1]
+    report = farskip_compile.reports().schedules[-1]
     assert len(report.flights) == 4 * LAYERS
     assert report.unscheduled is not None
     assert report.unscheduled.exposed_seconds > 0

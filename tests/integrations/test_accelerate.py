@@ -46,12 +46,12 @@ def trained(**options: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_trains_as_the_form_by_hand(precision: str) -> None:
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     prepared, inside = trained(mixed_precision=precision)
     plain = model()
     by_hand(plain, [[batch] for batch in batches()], autocast=precision == "bf16")
     assert_equal(inside, plain)
-    assert [report.left_out for report in farskip_compile.last_reports()] == [LEFT_OUT]
+    assert [report.left_out for report in farskip_compile.reports().compiles] == [LEFT_OUT]
     with pytest.raises(OriginalWiringError, match="runs the model in its original wiring"):
         prepared.generate(data()[0]["input_ids"][None], max_new_tokens=1)
 

@@ -13,7 +13,8 @@ from accelerate import cpu_offload, dispatch_model
 from accelerate.hooks import AlignDevicesHook
 
 import farskip_compile
-from farskip_compile import ConfigError, FarSkipWarning, ManifestError, PartialModelError
+from farskip_compile import ConfigError, FarSkipWarning
+from farskip_compile.errors import ManifestError, PartialModelError
 from tests.integrations.qwen2_moe import qwen2, qwen2_form
 
 IDS = torch.randint(0, 64, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -33,7 +34,7 @@ def test_one_device_needs_no_hooks(device_map: Any, tmp_path: Path) -> None:
     model.compile(backend="farskip", fullgraph=True, options=EAGER)
     found = model(IDS).logits
     assert torch.equal(found, qwen2_form(model, IDS))
-    assert farskip_compile.last_reports()[-1].left_out["attention.1"] == ("r0",)
+    assert farskip_compile.reports().compiles[-1].left_out["attention.1"] == ("r0",)
 
 
 def hooked(how: str, folder: Path) -> Any:

@@ -15,7 +15,8 @@ import transformers
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 import farskip_compile
-from farskip_compile import FarSkipWarning, Manifest, OriginalWiringError, PartialModelError
+from farskip_compile import FarSkipWarning, Manifest, OriginalWiringError
+from farskip_compile.errors import PartialModelError
 from farskip_compile.manifest.adapters import names_without_adapters
 from farskip_compile.models.generic_form import GenericFarSkipForm, installed
 from tests.compare import run_with_gradients
@@ -69,7 +70,7 @@ def test_adapters_everywhere_equal_the_form_by_hand() -> None:
     found = run_with_gradients(lambda ids: around(input_ids=ids).logits, model, IDS)
     assert torch.equal(found[0], expected[0])
     assert all(torch.equal(found[1][name], expected[1][name]) for name in trained)
-    assert farskip_compile.last_reports()[-1].left_out["attention.1"] == ("r0",)
+    assert farskip_compile.reports().compiles[-1].left_out["attention.1"] == ("r0",)
     with torch.no_grad():
         assert (found[0] - logits(model)).abs().max() > 1e-3, "as written it is another function"
 

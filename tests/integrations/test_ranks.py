@@ -47,14 +47,14 @@ def on_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     found |= {"batches": collator.batches, "weights": trainer.model.state_dict()}
 
     AcceleratorState._reset_state()  # the Trainer's, which all accelerators share
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     accelerator = Accelerator(cpu=True, dynamo_plugin=farskip_plugin(inner="eager"))
     inside = tiny().train()
     prepared, optimizer = accelerator.prepare(inside, torch.optim.SGD(inside.parameters(), RATE))
     rows = data()[rank * ROWS : (rank + 1) * ROWS]
     accelerator.backward(prepared(**Recorder()(rows)).loss)
     optimizer.step()
-    found |= {"plugin": [report.left_out for report in farskip_compile.last_reports()]}
+    found |= {"plugin": [report.left_out for report in farskip_compile.reports().compiles]}
     found |= {"plugin's weights": inside.state_dict()}
     return found
 

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import hub
 
 import farskip_compile
-from farskip_compile import Manifest, ManifestError, OriginalWiringError
+from farskip_compile import Manifest, OriginalWiringError
 from farskip_compile.compiler.guard.checkpoints import guard_saves
 from farskip_compile.compiler.guard.forward import is_guarded
+from farskip_compile.errors import ManifestError
 from tests.guard.tiny import IDS, checkpoint, tiny
 from tests.handwritten.decoder import Decoder, Experts
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from farskip_compile import Backend, FarSkipConfig, LayerRangeError, Manifest, ManifestError
+from farskip_compile import FarSkipConfig, Manifest
+from farskip_compile.compiler.backend import Backend
+from farskip_compile.errors import LayerRangeError, ManifestError
 from farskip_compile.manifest import from_amd_keys
 from farskip_compile.models import FarSkipForm
 from tests.manifest.sample import IDS, small

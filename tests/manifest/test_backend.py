@@ -19,12 +19,12 @@ from farskip_compile import (
     ConfigError,
     FarSkipConfig,
     Manifest,
-    ManifestError,
     Outcome,
     describe,
     save_manifest,
 )
 from farskip_compile.compiler.config import resolve
+from farskip_compile.errors import ManifestError
 from farskip_compile.models import FarSkipForm
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.compile_each import compile_each
@@ -120,7 +120,7 @@ def test_whatever_is_compiled(how: str) -> None:
             target = model.forward if how == "forward" else model
             output = torch.compile(target, backend="farskip", fullgraph=True, options=options)(IDS)
     assert torch.equal(output, expected)
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.REWIRED
 
 
 def test_describing_what_is_compiled_already() -> None:
@@ -133,7 +133,7 @@ def test_describing_what_is_compiled_already() -> None:
 def test_a_graph_without_a_stack_passes_through() -> None:
     function = torch.compile(torch.tanh, backend="farskip", options={"inner": "eager", "manifest": Manifest("full")})
     assert torch.equal(function(torch.ones(3)), torch.ones(3).tanh())
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.NO_STACK
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.NO_STACK
 
 
 # Beside other options

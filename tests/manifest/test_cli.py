@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`farskip manifest MODEL`."""
+"""`farskip explain MODEL --manifest PATH`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from farskip_compile.cli import app
 
 
 def run(*args: str) -> Any:
-    return CliRunner().invoke(app, ["manifest", *args], env={"COLUMNS": "200"})
+    return CliRunner().invoke(app, ["explain", *args], env={"COLUMNS": "200"})
 
 
 def test_prints_a_manifest() -> None:
-    result = run("tests.sample_models:with_args", "--connectivity", "attention", "--layers", "1:1")
+    result = run("tests.sample_models:with_args", "--connectivity", "attention", "--layers", "1:1", "--manifest", "-")
     assert result.exit_code == 0, result.output
     found = Manifest.from_json(json.loads(result.stdout))
     assert (found.connectivity, found.layers) == ("attention", (1, 1))
@@ -27,7 +27,7 @@ def test_prints_a_manifest() -> None:
 
 
 def test_writes_into_a_checkpoint_folder(tmp_path: Path) -> None:
-    result = run("tests.sample_models:with_kwargs", "--out", str(tmp_path))
+    result = run("tests.sample_models:with_kwargs", "--manifest", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "farskip.json") in result.stdout
     assert load_manifest(tmp_path).connectivity == "full"
@@ -42,11 +42,11 @@ def test_writes_into_a_checkpoint_folder(tmp_path: Path) -> None:
         (["tests.sample_models:raises"], 1, "weights are missing"),
         (["deepsek_v3"], 2, "did you mean 'deepseek_v3'?"),
         (["mixtral", "--layers", "3"], 2, "is not a range"),
-        (["tests.sample_models:with_args", "--out", "/nowhere/at/all.json"], 2, "can't write /nowhere/at/all.json"),
+        (["tests.sample_models:with_args", "--manifest", "/nowhere/all.json"], 2, "can't write /nowhere/all.json"),
     ],
 )
 def test_refusals_and_wrong_usage(args: list[str], status: int, says: str) -> None:
-    result = run(*args)
+    result = run(*args, *([] if "--manifest" in args else ["--manifest", "-"]))
     assert result.exit_code == status, result.output
     assert says in result.stderr
     assert not result.stdout

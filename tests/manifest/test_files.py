@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from farskip_compile import Manifest, ManifestError, describe, load_manifest, save_manifest
+from farskip_compile import Manifest, describe, load_manifest, save_manifest
+from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.json_text import with_key
 from tests.interrupted import interrupted
 from tests.manifest.sample import IDS, small

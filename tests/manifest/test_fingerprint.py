@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from farskip_compile import ManifestError
 from farskip_compile._compat.modules import parameter_name
+from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import ParameterFingerprint
 from farskip_compile.manifest.fingerprint import align, parameters_of
 

@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import farskip_compile
-from farskip_compile import Manifest, ManifestError, describe
+from farskip_compile import Manifest, describe
+from farskip_compile.errors import ManifestError
 from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
 from farskip_compile.tools.describe import from_report
 
@@ -40,10 +41,10 @@ def test_accepted_by_its_own_model_and_refused_by_others(case: GeneratedCase, da
     options = case.options()
     manifest = Manifest.from_json(describe(case.model(), case.ids(), **options).to_json())
     torch.compiler.reset()
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     with torch.no_grad():
         assert torch.equal(compiled(case, manifest), case.oracle(case.model())(case.ids()))
-    assert from_report(farskip_compile.last_reports()[-1], case.model()) == manifest
+    assert from_report(farskip_compile.reports().compiles[-1], case.model()) == manifest
     other = data.draw(cases(max_layers=3))
     if same_to_a_manifest(case, other):
         compiled(other, manifest)

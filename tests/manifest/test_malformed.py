@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile import Manifest, ManifestError, describe, load_manifest, save_manifest
+from farskip_compile import Manifest, describe, load_manifest, save_manifest
+from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import from_amd_keys
 from farskip_compile.manifest.check import check_as_written
 from farskip_compile.manifest.fingerprint import ParameterFingerprint

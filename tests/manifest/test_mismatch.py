@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import CompileReport, FarSkipWarning, Manifest, ManifestError, Outcome, describe
+from farskip_compile import CompileReport, FarSkipWarning, Manifest, Outcome, describe
+from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import GraphParameters, graph_parameters
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
@@ -301,7 +302,7 @@ def test_shards_divide_the_whole(two_ranks: Any, layout: str) -> None:
     options = {"inner": "eager", "manifest": whole}
     with torch.no_grad():
         torch.compile(shard, backend="farskip", fullgraph=True, options=options)(IDS)
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.REWIRED
 
 
 def test_shards_of_another_width(two_ranks: Any) -> None:

@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import farskip_compile
-from farskip_compile import ManifestError, describe, load_manifest, save_manifest
+from farskip_compile import describe, load_manifest, save_manifest
+from farskip_compile.errors import ManifestError
 from tests.compare import relative_difference
 from tests.distributed.ranks import run_ranks
 
@@ -33,7 +34,7 @@ def other_model() -> Any:
 def difference(model: Any, path: str, expected: torch.Tensor) -> float:
     """From the oracle; all parameters of the manifest's sub-blocks are seen in the graph."""
     output = compiled(model, manifest=path)(IDS)
-    report = farskip_compile.last_reports()[-1]
+    report = farskip_compile.reports().compiles[-1]
     assert len(report.sub_block_parameters) == len(load_manifest(path).fingerprint.used)
     return relative_difference(output, expected)
 
@@ -59,7 +60,7 @@ def on_rank(rank: int, world_size: int, path: str) -> dict[str, Any]:
         torch.compiler.reset()
         output = torch.compile(model, backend="farskip", options=options)(IDS).logits
         found["ddp"] = relative_difference(output, expected)
-        assert farskip_compile.last_reports()[-1].rewired_rows
+        assert farskip_compile.reports().compiles[-1].rewired_rows
         try:
             compiled(other_model(), manifest=path)(IDS)
         except ManifestError as error:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import farskip_compile
-from farskip_compile import Manifest, ManifestError, describe
+from farskip_compile import Manifest, describe
+from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.json_text import compact
 from farskip_compile.manifest.patterns import expanded, extent, grouped
 from farskip_compile.tools.describe import from_report
@@ -161,13 +162,13 @@ def test_a_parameter_listed_twice(manifest: Manifest) -> None:
 def test_from_a_report_of_the_compile(manifest: Manifest) -> None:
     model = small()
     compiled(model)
-    (report,) = farskip_compile.last_reports()
+    (report,) = farskip_compile.reports().compiles
     assert from_report(report, model) == manifest
 
 
 def test_from_a_report_of_another_model() -> None:
     compiled(small())
-    (report,) = farskip_compile.last_reports()
+    (report,) = farskip_compile.reports().compiles
     with pytest.raises(ManifestError, match=r"another model: 'layers\.1\.feed_forward\.\S+', which its sub-blocks use"):
         from_report(report, small(layers=("dense", "dense", "dense")))
 
@@ -177,14 +178,14 @@ def test_from_a_report_without_a_stack() -> None:
 
     torch.compile(lambda x: x + 1, backend="farskip", options={"inner": "eager"})(torch.ones(3))
     with pytest.raises(ManifestError, match="no residual stack") as caught:
-        from_report(farskip_compile.last_reports()[-1], small())
-    assert "last_reports" in caught.value.way_out
+        from_report(farskip_compile.reports().compiles[-1], small())
+    assert "reports().compiles" in caught.value.way_out
 
 
 def test_a_refusal_is_raised_as_it_is() -> None:
-    with pytest.raises(farskip_compile.LayerRangeError):
+    with pytest.raises(farskip_compile.errors.LayerRangeError):
         describe(small(), IDS, layers=(1, 9))
-    with pytest.raises(farskip_compile.DenseModelError):
+    with pytest.raises(farskip_compile.errors.DenseModelError):
         describe(small(layers=("dense", "dense")), IDS)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from farskip_compile import ManifestError, describe, load_manifest, save_manifest
+from farskip_compile import describe, load_manifest, save_manifest
+from farskip_compile.errors import ManifestError
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 
 transformers = pytest.importorskip("transformers")

@@ -15,7 +15,8 @@ import peft
 import transformers
 
 import farskip_compile
-from farskip_compile import CompileReport, Manifest, ManifestError, describe
+from farskip_compile import CompileReport, Manifest, describe
+from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.adapters import without_adapters
 from tests.compile_each import compile_each
 

@@ -86,12 +86,12 @@ def test_compiled_whole_and_once(name: str) -> None:
     assert torch.equal(step_by_step(compiled, ids(), cache), expected)
     for one, other in zip([*cache.keys, *cache.values], [*expected_cache.keys, *expected_cache.values], strict=True):
         assert torch.equal(one, other)
-    reports = farskip_compile.last_reports()
+    reports = farskip_compile.reports().compiles
     assert [report.outcome for report in reports] == [Outcome.REWIRED] * 2
     assert reports[0].terms == reports[1].terms
     without_cache = torch.compile(model, backend="farskip", fullgraph=True, options={"inner": "eager"})
     without_cache(ids())
-    assert farskip_compile.last_reports()[-1].terms == reports[0].terms
+    assert farskip_compile.reports().compiles[-1].terms == reports[0].terms
     cache.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert torch.equal(step_by_step(compiled, ids(), cache), expected)

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import Outcome, PartialModelError, prepare
+from farskip_compile import Outcome, prepare
+from farskip_compile.errors import PartialModelError
 from farskip_compile.models.generic_form import GenericFarSkipForm, installed
 from farskip_compile.models.transformers_form import tiny_deepseek_v3
 from tests.compare import relative_difference
@@ -155,7 +156,7 @@ def test_generate_is_bit_equal_to_the_oracle(family: str) -> None:
     pairs = list(zip(cached(output), cached(expected), strict=True))
     assert all(torch.equal(left, right) for left, right in pairs)
     assert sum(value.dim() > 2 and bool(value.any()) for value, _ in pairs) >= len(model.model.layers)
-    reports = farskip_compile.last_reports()
+    reports = farskip_compile.reports().compiles
     assert [report.outcome for report in reports] == [Outcome.REWIRED] * 2  # prefill, and all decode steps
     assert [left_out(report) for report in reports] == [expected_left_out] * 2
 
@@ -207,7 +208,7 @@ def test_experts_implementation_switched_while_decoding(monkeypatch: pytest.Monk
     assert torch.equal(output.sequences, expected.sequences)
     assert torch.equal(output.logits[0], expected.logits[0])
     assert all(relative_difference(*pair) < 1e-5 for pair in zip(output.logits, expected.logits, strict=True))
-    reports = farskip_compile.last_reports()
+    reports = farskip_compile.reports().compiles
     assert [left_out(report) for report in reports] == [
         {"moe.0": ("a0",), "attention.1": ("r0",), "moe.1": ("a1",)}
     ] * 2

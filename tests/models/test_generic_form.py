@@ -8,8 +8,8 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.models.generic_form import GenericFarSkipForm, installed
-from farskip_compile.models.generic_rules import RuleName
 from farskip_compile.models.transformers_form import TransformersFarSkipForm, tiny_deepseek_v3
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.compile_each import compile_each
@@ -69,7 +69,7 @@ def cohere() -> Any:
 
 @pytest.mark.parametrize("family", [granite, qwen2, mixtral, llama4, cohere])
 def test_compiled_models_are_bit_equal_to_it(family: Any) -> None:
-    names: tuple[Any, ...] = get_args(RuleName)[:-1]
+    names: tuple[Any, ...] = get_args(ConnectivityName)[:-1]
     torch.manual_seed(0)
     model = family().eval().double()
     if family is not llama4:  # which has experts of its own

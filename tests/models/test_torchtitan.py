@@ -88,7 +88,7 @@ def compiled(model: nn.Module, connectivity: str = "full") -> Callable[..., torc
 
 def only_report() -> farskip_compile.CompileReport:
     """Of a model that was captured as one graph."""
-    (report,) = farskip_compile.last_reports()
+    (report,) = farskip_compile.reports().compiles
     return report
 
 
@@ -172,7 +172,7 @@ def test_one_block_at_a_time_is_refused() -> None:
     model, args = titan.build_deepseek_v3(slice(2))
     for layer in model.layers.values():
         layer.compile(backend="farskip", fullgraph=True)
-    with torch.no_grad(), pytest.raises(farskip_compile.PartialModelError, match="one by one"):
+    with torch.no_grad(), pytest.raises(farskip_compile.errors.PartialModelError, match="one by one"):
         model(*args)
 
 

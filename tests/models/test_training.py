@@ -79,7 +79,7 @@ def assert_close(apart: Apart, *, loss: float, free_parameters: float, **gradien
 
 def assert_rewired_alike(graphs: int = 1, checkpoints: int = 0) -> None:
     """Every graph is rewired, and in the same way."""
-    reports = farskip_compile.last_reports()
+    reports = farskip_compile.reports().compiles
     assert len(reports) == graphs
     assert {report.outcome for report in reports} == {Outcome.REWIRED}
     assert len({tuple((row.name, row.kind, row.left_out) for row in report.rows) for report in reports}) == 1

@@ -46,7 +46,7 @@ def logits_of(function: Callable[..., Any]) -> Callable[[torch.Tensor], torch.Te
 
 
 def only_report() -> farskip_compile.CompileReport:
-    (report,) = farskip_compile.last_reports()
+    (report,) = farskip_compile.reports().compiles
     assert report.outcome is Outcome.REWIRED
     assert (report.wiring_before, report.wiring_after) == ("standard", "full")
     return report
@@ -141,7 +141,7 @@ def test_deepseek_gradient_checkpointing(deepseek: nn.Module, inner: str) -> Non
     expected, expected_gradients = run_with_gradients(logits_of(compiled(deepseek)), deepseek, ids())
     assert torch.equal(expected, TransformersFarSkipForm(deepseek)(ids()))
     assert only_report().checkpoints_opened == 0
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     torch.compiler.reset()
     enable_checkpointing(deepseek)
     logits, gradients = run_with_gradients(logits_of(compiled(deepseek, inner=inner)), deepseek, ids())
@@ -185,7 +185,7 @@ def assert_decoding_follows(model: nn.Module, oracle: nn.Module, tolerance: floa
         logits = decode_with_static_cache(model, tokens, prefill=6)
         expected = oracle(tokens)
     assert relative_difference(logits, expected) < tolerance
-    reports = farskip_compile.last_reports()
+    reports = farskip_compile.reports().compiles
     assert len(reports) >= 2  # a graph of the prefill and one of the decode steps
     assert {report.outcome for report in reports} == {Outcome.REWIRED}
     assert len({str(left_out(report)) for report in reports}) == 1
@@ -197,7 +197,7 @@ def test_deepseek_static_cache(deepseek: nn.Module) -> None:
     A last bit in float64 may flip one in the float32 norms, hence 1e-6; seen are 5e-16.
     """
     assert_decoding_follows(exact(deepseek), TransformersFarSkipForm(deepseek), 1e-6)
-    assert left_out(farskip_compile.last_reports()[-1]) == DEEPSEEK_LEFT_OUT
+    assert left_out(farskip_compile.reports().compiles[-1]) == DEEPSEEK_LEFT_OUT
 
 
 # Other families: models, and one oracle for all that have no shared experts

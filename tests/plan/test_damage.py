@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from farskip_compile import ConfigError, ConnectivityError, LayerRangeError, describe
+from farskip_compile import ConfigError, describe
+from farskip_compile.errors import ConnectivityError, LayerRangeError
 from farskip_compile.healing.plan import connectivity_of, measure_damage, measure_together
 from farskip_compile.models import FarSkipForm
 from tests.distill.common import EAGER, batches, small, weights

@@ -332,7 +332,7 @@ def test_a_shape_that_depends_on_data_is_a_refusal_with_its_line() -> None:
     assert refusal is not None
     assert "loop_styles.py:" in refusal.where
     assert "farskip_compile.prepare(model)" in refusal.way_out
-    with pytest.raises(farskip_compile.ManifestError, match="depends on values"):
+    with pytest.raises(farskip_compile.errors.ManifestError, match="depends on values"):
         farskip_compile.describe(Decoder(Counted), token_ids())
 
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import example, given, settings
 
 import farskip_compile
-from farskip_compile import LayerRangeError, Outcome
+from farskip_compile import Outcome
+from farskip_compile.errors import LayerRangeError
 from farskip_compile.models import ModelConfig
 from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
 from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
@@ -78,7 +79,7 @@ def test_inductor_is_close_to_the_oracle(
         output, gradients = run_with_gradients(compiled(case, model, "inductor"), model, case.ids())
     assert relative_difference(output, expected) < 1e-10
     assert_gradients_close(gradients, expected_gradients, 1e-9)
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.REWIRED
 
 
 @settings(max_examples=examples(10))
@@ -117,5 +118,5 @@ def test_rewiring_is_no_identity(case: GeneratedCase) -> None:
     model = case.model()
     with torch.no_grad():
         rewired, plain = compiled(case, model, "eager")(case.ids()), model(case.ids())
-    changes = farskip_compile.last_reports()[-1].rewired_rows
+    changes = farskip_compile.reports().compiles[-1].rewired_rows
     assert bool(changes) == (not torch.equal(rewired, plain))

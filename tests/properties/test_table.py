@@ -12,12 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import fx
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.errors import ConnectivityError, DenseModelError, LayerRangeError
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire import rewire
-from farskip_compile.passes.rewire.request import Named, RewireRequest, ask
+from farskip_compile.passes.rewire.request import RewireRequest, ask
 from farskip_compile.testing.strategies import GeneratedGraph, GeneratedNetwork, capture, evaluate, networks
 from farskip_compile.verify.rewiring import snapshot, verify
 from tests.economy import examples
@@ -96,7 +97,7 @@ def check_rewired(
 
 
 @settings(max_examples=examples(50))
-@given(network=networks(standard=True), connectivity=st.sampled_from(get_args(Named)[:-1]), data=st.data())
+@given(network=networks(standard=True), connectivity=st.sampled_from(get_args(ConnectivityName)[:-1]), data=st.data())
 def test_named_connectivity(network: GeneratedNetwork, connectivity: str, data: st.DataObject) -> None:
     """The rule is written down once more here, in terms of the description."""
     captured = capture(network)

@@ -206,7 +206,7 @@ def compiled_on_rank(rank: int, world_size: int, folder: str, connectivity: tupl
         compiled(torch.randn(4, 16)).sum().backward()
     except OrderMismatchError as error:
         return {"message": str(error), "seconds": time.monotonic() - start}
-    schedules = [report.to_json() for report in farskip_compile.last_schedules()]
+    schedules = [report.to_json() for report in farskip_compile.reports().schedules]
     return {"message": "", "schedules": schedules, "hits": counters["inductor"]["fxgraph_cache_hit"]}
 
 

@@ -55,7 +55,7 @@ SCRIPT = textwrap.dedent(
                 output, expected = compiled(ids), oracle(ids)
         torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
         inductor, autograd = counters["inductor"], counters["aot_autograd"]
-        report = farskip_compile.last_reports()[-1]
+        report = farskip_compile.reports().compiles[-1]
         return {
             "aot_hits": autograd["autograd_cache_hit"],
             "aot_misses": autograd["autograd_cache_miss"],

@@ -14,6 +14,6 @@ import farskip_compile
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch.compiler.reset()
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     yield
     torch.compiler.reset()

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import OriginalWiringError, PartialModelError
+from farskip_compile import OriginalWiringError
 from farskip_compile.compiler.carrier.stream import Carrier
+from farskip_compile.errors import PartialModelError
 from farskip_compile.tools.regional import Regional
 from tests.graphs import Dense, Layer, MoE, Stack, ids
 
@@ -115,7 +116,7 @@ def test_a_layer_that_does_not_return_its_stream() -> None:
 def test_a_dense_model() -> None:
     model = Stack(lambda: Layer(Dense()), layers=2)
     farskip_compile.regional(model, "full", **OPTIONS)
-    with torch.no_grad(), pytest.raises(farskip_compile.DenseModelError):
+    with torch.no_grad(), pytest.raises(farskip_compile.errors.DenseModelError):
         model(ids())
 
 

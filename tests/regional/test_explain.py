@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import farskip_compile
-from farskip_compile import PartialModelError
+from farskip_compile.errors import PartialModelError
 from farskip_compile.tools.explain import Explanation, explain, text
 from tests.regional.test_regional import IDS, model_of
 
@@ -61,6 +61,6 @@ def test_a_report_says_how_the_stream_leaves() -> None:
     farskip_compile.regional(model, "full", inner="eager")
     with torch.no_grad():
         model(IDS)
-    said = [json.loads(json.dumps(report.to_json()))["departure"] for report in farskip_compile.last_reports()]
+    said = [json.loads(json.dumps(report.to_json()))["departure"] for report in farskip_compile.reports().compiles]
     landed = {"apart": ["r0"], "stays": {"r0": "nothing is in flight"}, "parts": 2}
     assert said == [NOTHING, landed, landed, NOTHING]  # dense, first with experts, others, last

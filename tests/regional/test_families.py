@@ -35,13 +35,13 @@ FEW = ("deepseek_v3", "gemma4_text", "llama4_text", "nemotron_h", "qwen3_next")
 
 def check(name: str) -> None:
     torch.compiler.reset()
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
     model = build_tiny(FAMILIES[name])
     whole = copy.deepcopy(model)
     whole.compile(backend="farskip", fullgraph=True, options={"inner": "eager"})
     with torch.no_grad():
         expected = whole(IDS, use_cache=False).logits
-    (report,) = (report for report in farskip_compile.last_reports() if report.rows)
+    (report,) = (report for report in farskip_compile.reports().compiles if report.rows)
     torch.compiler.reset()
     regional = farskip_compile.regional(model, "full", inner="eager")
     with torch.no_grad():

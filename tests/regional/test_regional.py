@@ -15,7 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 import farskip_compile
-from farskip_compile import ManifestError, PartialModelError
+from farskip_compile.errors import ManifestError, PartialModelError
 from farskip_compile.models import FarSkipForm, build
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from farskip_compile.tools.describe import from_report
@@ -74,7 +74,7 @@ def test_the_table_is_that_of_the_whole_model() -> None:
     whole = torch.compile(copy.deepcopy(model), backend="farskip", fullgraph=True, options={"inner": "eager"})
     with torch.no_grad():
         whole(IDS)
-    (report,) = farskip_compile.last_reports()
+    (report,) = farskip_compile.reports().compiles
     regional = farskip_compile.regional(model, "full", inner="eager")
     with torch.no_grad():
         model(IDS)
@@ -87,7 +87,7 @@ def test_layers_that_are_alike_share_a_graph() -> None:
     farskip_compile.regional(model, "full", inner="eager")
     with torch.no_grad():
         model(IDS)
-    assert len(farskip_compile.last_reports()) == 3  # the first, which nothing comes into, the last, and all others
+    assert len(farskip_compile.reports().compiles) == 3  # the first, which nothing comes into, the last, and all others
 
 
 def test_undone_it_is_as_it_was() -> None:
@@ -208,7 +208,7 @@ def test_lengths_that_change_compile_twice() -> None:
         ids = torch.arange(2 * length).view(2, length) % 32
         with torch.no_grad():
             assert torch.equal(model(ids), form(ids))
-        counts.append(len(farskip_compile.last_reports()))
+        counts.append(len(farskip_compile.reports().compiles))
     assert counts == [4, 8, 8, 8, 8]
 
 
@@ -222,7 +222,7 @@ def test_layers_that_share_a_forward_are_compiled_more_often_than_dynamo_compile
         for length in lengths:
             ids = torch.arange(length).view(1, length) % 32
             assert torch.equal(model(ids), form(ids))
-    assert len(farskip_compile.last_reports()) == len(lengths) * len(model.layers) > limit
+    assert len(farskip_compile.reports().compiles) == len(lengths) * len(model.layers) > limit
     layers.undo()
     assert torch._dynamo.config.recompile_limit == limit
 

@@ -70,7 +70,7 @@ def test_a_layer_is_told_how_late_is_what_the_one_before_has_left() -> None:
     farskip_compile.regional(whole, "full", inner="eager")
     with torch.no_grad():
         whole(IDS)
-    dense, first, second, last = farskip_compile.last_reports()
+    dense, first, second, last = farskip_compile.reports().compiles
     departures = [report.departure for report in (dense, first, second, last)]
     assert all(departure is not None for departure in departures)
     keys = [(departure.came, departure.tail) for departure in departures if departure is not None]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import farskip_compile
-from farskip_compile import ConnectivityError
+from farskip_compile.errors import ConnectivityError
 from farskip_compile.passes.rewire.told import heard, heard_later, told, told_later
 from tests.compare import run_with_gradients
 from tests.graphs import Layer, MoE, Stack, ids
@@ -54,7 +54,7 @@ def test_equals_the_whole_graph_and_the_sum_by_hand(name: str) -> None:
     options = {"inner": "eager", "connectivity": table}
     whole = torch.compile(twin, backend="farskip", fullgraph=True, options=options)
     expected, wanted = run_with_gradients(whole, twin, ids())
-    (report,) = farskip_compile.last_reports()
+    (report,) = farskip_compile.reports().compiles
     torch.compiler.reset()
     regional = farskip_compile.regional(stack, table, inner="eager")
     output, gradients = run_with_gradients(stack, stack, ids())
@@ -70,7 +70,7 @@ def test_layers_that_are_told_the_same_share_a_graph() -> None:
     farskip_compile.regional(stack, TABLES["full"], inner="eager")
     with torch.no_grad():
         stack(ids())
-    assert len(farskip_compile.last_reports()) == 3  # first, others, last
+    assert len(farskip_compile.reports().compiles) == 3  # first, others, last
 
 
 def test_a_loop_without_options_uses_the_table_that_layers_were_told() -> None:

@@ -15,8 +15,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import farskip_compile
-from farskip_compile import PartialModelError
 from farskip_compile.compiler.carrier.stream import Carrier
+from farskip_compile.errors import PartialModelError
 from tests.graphs import Layer, MoE, Stack, ids
 
 Touch = Callable[[Any], Any]

@@ -40,8 +40,8 @@ def step(rank: int, world_size: int) -> dict[str, Any]:
     return {
         "status": farskip_compile.status(compiled).to_json(),
         "text": str(farskip_compile.status(model)),
-        "reports": [report.to_json() for report in farskip_compile.last_reports()],
-        "schedules": [schedule.to_json() for schedule in farskip_compile.last_schedules()],
+        "reports": [report.to_json() for report in farskip_compile.reports().compiles],
+        "schedules": [schedule.to_json() for schedule in farskip_compile.reports().schedules],
     }
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from farskip_compile import FarSkipConfig, NoResidualStackError, Outcome, PartialModelError, backend
+from farskip_compile import FarSkipConfig, Outcome, backend
 from farskip_compile._compat.modules import is_compiled
+from farskip_compile.errors import NoResidualStackError, PartialModelError
 from farskip_compile.models import build
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.residual import read_table

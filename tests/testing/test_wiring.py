@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from farskip_compile import ConfigError, LayerRangeError, Outcome, backend
+from farskip_compile import ConfigError, Outcome, backend
+from farskip_compile.errors import LayerRangeError
 from farskip_compile.models import FarSkipForm, build
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire import request as rules

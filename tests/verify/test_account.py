@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 import farskip_compile
-from farskip_compile import (
-    CompileReport,
-    FarSkipError,
-    NotASumError,
-    Outcome,
-    PartialModelError,
-    UnsupportedPatternError,
-)
+from farskip_compile import CompileReport, FarSkipError, Outcome
+from farskip_compile.errors import NotASumError, PartialModelError, UnsupportedPatternError
 from farskip_compile.tools.explain import explain
 from tests.verify import nets
 from tests.verify.nets import ADDS, MIXERS, SELECTIONS, Attention, Experts, Mixer, Net, inputs
@@ -225,7 +219,7 @@ def test_a_layer_under_none_is_compiled_and_called_a_part() -> None:
     report = report_of(layer, torch.randn(2, 6, nets.WIDTH), connectivity="none")
     assert report.outcome is Outcome.FRAGMENT
     assert "not a whole residual stack" in report.summary()
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.FRAGMENT
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.FRAGMENT
 
 
 # Decisions and memory that come with the call

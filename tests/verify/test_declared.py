@@ -15,9 +15,7 @@ import farskip_compile
 from farskip_compile import (
     ConfigError,
     Manifest,
-    ManifestError,
     Outcome,
-    UnsupportedPatternError,
     declare,
     declare_op,
     describe,
@@ -25,6 +23,7 @@ from farskip_compile import (
     save_manifest,
     testing,
 )
+from farskip_compile.errors import ManifestError, UnsupportedPatternError
 from farskip_compile.passes.graph.declared import Declared
 from tests.verify import nets
 from tests.verify.nets import WIDTH, Net

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import farskip_compile
-from farskip_compile import Outcome, UnsupportedPatternError, declare, declare_op
+from farskip_compile import Outcome, declare, declare_op
+from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.models import FarSkipForm, build
 
 IDS = torch.arange(16).view(2, 8)
@@ -95,7 +96,7 @@ def test_products_in_8_bits_are_rewired(place: str) -> None:
             run(of)
     else:
         assert torch.equal(run(of), expected)
-    assert farskip_compile.last_reports()[-1].outcome is Outcome.REWIRED
+    assert farskip_compile.reports().compiles[-1].outcome is Outcome.REWIRED
 
 
 @pytest.mark.parametrize("scale_of", [of_all_rows, of_the_row_before])

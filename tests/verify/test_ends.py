@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import farskip_compile
-from farskip_compile import Outcome, PartialModelError, explain
+from farskip_compile import Outcome, explain
+from farskip_compile.errors import PartialModelError
 from tests.verify.nets import TOKENS, VOCABULARY, WIDTH, Net, inputs
 from tests.verify.test_account import refusal_of, report_of
 
@@ -161,7 +162,7 @@ def test_one_declaration_holds_for_both_ways_to_call_a_model() -> None:
     )
     with torch.no_grad():
         assert torch.equal(compiled(inputs()), compiled(inputs_embeds=model.embed(inputs())))
-    assert {report.outcome for report in farskip_compile.last_reports()} == {Outcome.REWIRED}
+    assert {report.outcome for report in farskip_compile.reports().compiles} == {Outcome.REWIRED}
 
 
 class Begun(Net):
@@ -226,7 +227,7 @@ def test_a_refused_model_does_not_end_in_parts_that_look_whole(monkeypatch: pyte
     """With `suppress_errors`, Dynamo compiles what a refused model calls, part by part."""
     monkeypatch.setattr(torch._dynamo.config, "suppress_errors", True)
     torch.compiler.reset()
-    farskip_compile.clear_reports()
+    farskip_compile.reports().clear()
 
     class Block(nn.Module):
         def __init__(self, net: Net, number: int) -> None:
@@ -247,4 +248,4 @@ def test_a_refused_model_does_not_end_in_parts_that_look_whole(monkeypatch: pyte
     blocks = [Block(net, number) for number in range(3)]
     expected = net(inputs())
     assert torch.equal(torch.compile(net, backend="farskip", options={"inner": "eager"})(inputs()), expected)
-    assert Outcome.REWIRED not in {report.outcome for report in farskip_compile.last_reports()}
+    assert Outcome.REWIRED not in {report.outcome for report in farskip_compile.reports().compiles}

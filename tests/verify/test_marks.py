@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from farskip_compile import VerificationError
+from farskip_compile.errors import VerificationError
 from farskip_compile.passes.normalize import accumulations, puts
 from farskip_compile.passes.residual import sums
 from tests.handwritten.decoder import Decoder, Experts, token_ids

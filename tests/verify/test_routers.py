@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from farskip_compile import Outcome, UnsupportedPatternError
+from farskip_compile import Outcome
+from farskip_compile.errors import UnsupportedPatternError
 from tests.verify import nets
 from tests.verify.nets import EXPERTS, WIDTH, Attention, Net, inputs
 from tests.verify.test_account import refusal_of, report_of

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.cli.zoo import regressions
+from farskip_compile.cli.families import regressions
 from farskip_compile.tools.zoo.run import ZooEntry, check_family
 from farskip_compile.tools.zoo.table import counts, page, summary
 
@@ -103,11 +103,11 @@ def test_regressions() -> None:
 
 def test_command(tmp_path: Path) -> None:
     run = CliRunner().invoke
-    result = run(app, ["zoo", "mixtral", "--page", str(tmp_path / "zoo.md"), "--json"])
+    result = run(app, ["check", "families", "mixtral", "--page", str(tmp_path / "zoo.md"), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)["families"][0]["status"] == "rewired"
     assert "| mixtral | rewired |" in (tmp_path / "zoo.md").read_text()
     broken = json.loads((tmp_path / "zoo.json").read_text())
     assert broken[0]["family"] == "mixtral"
-    assert "mixtral" in run(app, ["zoo", "--list"]).stdout.splitlines()
-    assert run(app, ["zoo", "no_such_family"]).exit_code == 2
+    assert "mixtral" in run(app, ["check", "families", "--list"]).stdout.splitlines()
+    assert run(app, ["check", "families", "no_such_family"]).exit_code == 2

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from farskip_compile._compat import CustomGraphPass
-from farskip_compile.compiler.config.checks import Inner, PieceCount, PiecesAlong, check_options, group_name
+from farskip_compile.base.choices import Inner
+from farskip_compile.compiler.config.checks import PieceCount, PiecesAlong, check_options, group_name
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.declare import all_declared
 from farskip_compile.errors import ConfigError
@@ -25,7 +26,7 @@ from farskip_compile.passes.rewire.request import Connectivity
 from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.text_utils import did_you_mean
 
-__all__ = ["FarSkipConfig", "Inner", "PieceCount", "PiecesAlong", "Resolved", "resolve"]
+__all__ = ["FarSkipConfig", "PieceCount", "PiecesAlong", "Resolved", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,19 +12,18 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from farskip_compile.base.choices import ConnectivityName, Inner
 from farskip_compile.costs import HardwareProfile, profiles
 from farskip_compile.declare import check_kinds_option
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import why_indispensable
-from farskip_compile.passes.rewire.request import Named
 from farskip_compile.text_utils import did_you_mean
 
 if TYPE_CHECKING:
     from farskip_compile.compiler.config import FarSkipConfig
 
-Inner = Literal["inductor", "aot_eager", "eager"]
 PieceCount = Literal[1, 2, 4, "auto"]
 PiecesAlong = Literal["auto", "experts", "tokens"]
 
@@ -58,9 +57,9 @@ def _check_connectivity(config: FarSkipConfig) -> None:
     if given is None:
         return
     if isinstance(given, str):
-        names = ", ".join(get_args(Named))
+        names = ", ".join(get_args(ConnectivityName))
         way_out = f"one of {names}, or a table of the terms that sub-blocks leave out"
-        _require(config, "connectivity", given in get_args(Named), "is unknown", way_out)
+        _require(config, "connectivity", given in get_args(ConnectivityName), "is unknown", way_out)
         return
     is_table = isinstance(given, Mapping) and all(
         isinstance(row, str) and not isinstance(terms, str) and all(isinstance(term, str) for term in terms)

@@ -28,7 +28,7 @@ from farskip_compile.compiler.guard.checkpoints import WATCHED, guard_saves, man
 from farskip_compile.compiler.guard.forward import guard
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.adapters import COPIES, names_without_adapters
-from farskip_compile.manifest.files import ADAPTER, FILE, KEY, WRITABLE, load_manifest, read_manifest, save_manifest
+from farskip_compile.manifest.files import ADAPTER, FILE, KEY, WRITABLE, load_manifest, read_manifest, write_manifest
 from farskip_compile.manifest.guarded_adapter import ORIGINAL_TYPE, PREFIX, TYPE, guarded_adapter, is_guarded_adapter
 from farskip_compile.manifest.json_text import with_key
 from farskip_compile.manifest.lost import refuse_lost
@@ -144,7 +144,7 @@ def _saving(plain: Any) -> Any:
             folders = {Path(save_directory), *(Path(save_directory) / name for name in configs)}
             for folder in folders:
                 if (folder / ADAPTER).exists():
-                    save_manifest(manifest, folder, guard=False)
+                    write_manifest(manifest, folder, guard=False)
         return result
 
     setattr(save_pretrained, WATCHED, True)

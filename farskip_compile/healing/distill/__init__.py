@@ -11,7 +11,7 @@
     teacher_cache the original's largest logits on disk
     records       JSON lines, progress bar, TensorBoard; `checkpoints`: the healed model with its manifest
     main          `self_distill`
-    job           all of it from a file, for `farskip distill`
+    job           all of it from a file, for `farskip heal CONFIG.toml`
 
 It stands on `causal` (a model, batches, losses, ranks), `texts` and `fold`. Start reading at `main`.
 """

@@ -26,7 +26,7 @@ from farskip_compile.errors import ManifestError
 from farskip_compile.healing.causal.fully_sharded import at_rest
 from farskip_compile.healing.causal.ranks import TrainingRanks
 from farskip_compile.healing.causal.tensor_files import library
-from farskip_compile.manifest import Manifest, save_manifest
+from farskip_compile.manifest import Manifest, write_manifest
 from farskip_compile.manifest.files import CONFIG
 
 
@@ -67,9 +67,9 @@ def save_checkpoint(
         ranks.barrier()
         if first:
             also(making.path)
-            save_manifest(manifest, making.path)
+            write_manifest(manifest, making.path)
             if (config := making.path / CONFIG).exists():
-                save_manifest(manifest, config)
+                write_manifest(manifest, config)
             making.finish()
         ranks.barrier()
     except (OSError, SafetensorError) as error:

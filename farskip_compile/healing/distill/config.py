@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from farskip_compile.base.choices import DistillRecipe, TrainingDtype
 from farskip_compile.base.json_files import JsonReader
 from farskip_compile.compiler.config import FarSkipConfig, resolve
 from farskip_compile.errors import ConfigError
@@ -24,8 +25,6 @@ from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 Objective = Literal["kl", "next_token"]
 TeacherKind = Literal["copy", "cache"]
-Precision = Literal["float32", "bfloat16"]
-Recipe = Literal["default", "paper"]
 Compile = Literal["whole", "layers"]
 AUTO: Literal["auto"] = "auto"
 PAPER: Mapping[str, Any] = {
@@ -58,7 +57,7 @@ class DistillConfig:
     """`whole`: one graph. `layers`: each layer by itself (`farskip_compile.regional`), for the duration of the run; the
     function is the same. Needed where `fully_shard` (FSDP2) was called on layers."""
 
-    recipe: Recipe = "default"
+    recipe: DistillRecipe = "default"
     """`paper`: nothing but the paper's recipe; an option that is not a part of it is an error. `default`: that, with a
     second moment that forgets by tokens instead of steps (`beta2_half_life`), and with what is asked for here."""
     objective: Objective = "kl"
@@ -104,7 +103,7 @@ class DistillConfig:
     """Of AdamW, for matrices; norms and biases have none."""
     clip: float | None = 1.0
     """Largest norm of all gradients together; None: no limit."""
-    precision: Precision = "float32"
+    precision: TrainingDtype = "float32"
     """`bfloat16`: autocast in the forward pass of both models; parameters stay as they are."""
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass instead of keeping what is inside of them; for models of transformers.
@@ -224,8 +223,8 @@ class DistillConfig:
 _CHOICES = {
     "objective": Objective,
     "teacher": TeacherKind,
-    "precision": Precision,
-    "recipe": Recipe,
+    "precision": TrainingDtype,
+    "recipe": DistillRecipe,
     "compile": Compile,
 }
 _NUMBERS: dict[str, tuple[Any, int]] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A distillation as a file, which `farskip distill CONFIG` reads.
+"""A distillation as a file, which `farskip heal CONFIG.toml` reads.
 
 In:    a TOML file.
 Out:   `Job`: model, data and configuration; a wrong key or value is a `ConfigError` that names it.
@@ -43,6 +43,7 @@ from typing import Any
 
 from torch import nn
 
+from farskip_compile.base.choices import LossOn
 from farskip_compile.base.json_files import JsonReader
 from farskip_compile.base.reading import read_bytes
 from farskip_compile.errors import ConfigError
@@ -50,7 +51,7 @@ from farskip_compile.healing.distill.config import DistillConfig
 from farskip_compile.healing.distill.source import model_of, tokenizer_of
 from farskip_compile.healing.texts.contamination import LIMIT, RUN, TextOverlap, find_overlap
 from farskip_compile.healing.texts.documents import Format
-from farskip_compile.healing.texts.loaders import LossOn, TextBatches, text_batches
+from farskip_compile.healing.texts.loaders import TextBatches, text_batches
 from farskip_compile.manifest import load_manifest
 
 
@@ -111,7 +112,7 @@ def read_job(path: Path) -> Job:
         raise ConfigError(f"can't read {path}: {error}", way_out="a TOML file") from error
     if isinstance(data := found.get("data"), dict):  # one pattern may stand for a list of them
         data.update({key: [data[key]] for key in ("train", "held_out") if isinstance(data.get(key), str)})
-    file = JsonReader(str(path), way_out="see `farskip distill --help`").decode(_File, found)
+    file = JsonReader(str(path), way_out="see `farskip heal --help`").decode(_File, found)
     _check(file.data, path)
     config = _config(path, dict(file.distill))
     model = model_of(file.model, path.parent, file.dtype)

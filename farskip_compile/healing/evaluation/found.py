@@ -23,8 +23,8 @@ def needed_manifest(place: str, config: Any, subfolder: str = "") -> Manifest:
     if manifest is None:
         raise ManifestError(
             f"{place} has no manifest, so nothing says in which wiring its weights are to run",
-            way_out="if it was healed, write its manifest beside it: farskip manifest MODEL --out CHECKPOINT; if it is "
-            "an original, evaluate it with lm-eval's own model: hf",
+            way_out="if it was healed, write its manifest beside it: farskip explain MODEL --manifest CHECKPOINT; if "
+            "it is an original, evaluate it with lm-eval's own model: hf",
         )
     if not manifest.changes_function:
         raise ManifestError(

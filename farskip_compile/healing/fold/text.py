@@ -19,7 +19,7 @@ from farskip_compile.text_utils import printable
 
 
 def fold_table(found: Folded) -> RenderableType:
-    """What `farskip fold` prints."""
+    """What `farskip heal --recipe fold` prints."""
     table = Table(box=None, pad_edge=False)
     for name in ("row", "changed"):
         table.add_column(name)

@@ -41,7 +41,7 @@ from farskip_compile.healing.heal.page import bits_per_byte, damage_page, estima
 from farskip_compile.healing.heal.recipes import config_for, options_of, steps_for
 from farskip_compile.healing.heal.settings import HealSettings
 from farskip_compile.healing.heal.steps import ANEW, STEPS, HealSteps
-from farskip_compile.manifest import load_manifest, save_manifest
+from farskip_compile.manifest import load_manifest, write_manifest
 from farskip_compile.manifest.files import CONFIG
 from farskip_compile.text_utils import amount
 from farskip_compile.tools.explain import Explanation, explain
@@ -79,7 +79,9 @@ def heal(settings: HealSettings, talk: Talk) -> dict[str, Any]:
         FarSkipError: the model can't be rewired as asked.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("farskip heal runs in one process", way_out="on several ranks: farskip distill CONFIG")
+        raise ConfigError(
+            "farskip heal CHECKPOINT runs in one process", way_out="on several ranks: farskip heal CONFIG.toml"
+        )
     with ExitStack() as alone:
         if (settings.out / STEPS).exists():  # else nothing is written yet
             alone.enter_context(exclusive(settings.out, ANEW))
@@ -261,8 +263,8 @@ def _save(settings: HealSettings, report: Mapping[str, Any]) -> None:
     }
     notes["recipe"] = settings.recipe
     manifest = dataclasses.replace(load_manifest(folder), healing=notes)
-    save_manifest(manifest, folder)
-    save_manifest(manifest, folder / CONFIG)
+    write_manifest(manifest, folder)
+    write_manifest(manifest, folder / CONFIG)
     write_text(settings.out / f"{REPORT}.json", json.dumps(report, indent=1) + "\n")
     write_text(settings.out / f"{REPORT}.md", markdown(report))
 

@@ -19,7 +19,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from farskip_compile.healing.distill.config import AUTO, DistillConfig, Recipe
+from farskip_compile.base.choices import DistillRecipe
+from farskip_compile.healing.distill.config import AUTO, DistillConfig
 from farskip_compile.healing.heal.settings import HealSettings
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
@@ -71,7 +72,7 @@ def config_for(
     """
     every = max(1, steps // EVALUATIONS)
     save = every if seconds is None else max(1, min(every, math.ceil(SAVE_SECONDS / max(seconds, 1e-6))))
-    recipe: Recipe = "paper" if settings.recipe == "paper" else "default"
+    recipe: DistillRecipe = "paper" if settings.recipe == "paper" else "default"
     return DistillConfig.from_mapping(
         {
             **options_of(settings),

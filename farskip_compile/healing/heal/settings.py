@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from farskip_compile.compiler.config.checks import Inner
+from farskip_compile.base.choices import ConnectivityName, HealRecipe, Inner, LossOn, TrainingDtype
 from farskip_compile.errors import ConfigError
-from farskip_compile.healing.distill.config import AUTO, Precision
+from farskip_compile.healing.distill.config import AUTO
 from farskip_compile.healing.texts.documents import Format
-from farskip_compile.healing.texts.loaders import LossOn
-from farskip_compile.passes.rewire.request import LayerRange, Named
+from farskip_compile.passes.rewire.request import LayerRange
 
-RecipeName = Literal["best", "default", "paper"]
-DTYPES = ("float32", "bfloat16")
 LEAST_HELD_OUT = 4
 """Sequences: two in each half, so that a standard error is known."""
 
@@ -52,7 +49,7 @@ class HealSettings:
     allow_overlap: bool = False
     sequence_length: int = 512
 
-    connectivity: Named = "full"
+    connectivity: ConnectivityName = "full"
     layers: LayerRange = None
     budget: float | None = None
     """Rewire the rows that hide most communication with at most this damage: held-out KL in nats per token."""
@@ -64,7 +61,7 @@ class HealSettings:
     tp: int = 1
     phase: str = "prefill"
 
-    recipe: RecipeName = "best"
+    recipe: HealRecipe = "best"
     tokens: int | None = None
     """Target tokens to train on; None: all of the training text once."""
     batch_size: int = 2
@@ -74,9 +71,9 @@ class HealSettings:
     fold: bool | None = None
     stream_weight: float | None = None
     """None, both: the recipe's."""
-    dtype: str = "float32"
+    dtype: TrainingDtype = "float32"
     """Of the parameters."""
-    precision: Precision = "float32"
+    precision: TrainingDtype = "float32"
     gradient_checkpointing: bool = False
     seed: int = 0
     device: str | None = None
@@ -110,8 +107,12 @@ class HealSettings:
             yield value is not None and value < least, f"{option} {value} is not a count", f"at least {least}"
         wrong = self.held_out_sequences < LEAST_HELD_OUT
         yield wrong, f"--held-out-sequences {self.held_out_sequences} can't be halved", f"at least {LEAST_HELD_OUT}"
-        choices = (("recipe", get_args(RecipeName)), ("dtype", DTYPES), ("precision", get_args(Precision)))
-        for name, known in (*choices, ("connectivity", get_args(Named)), ("inner", get_args(Inner))):
+        choices = (
+            ("recipe", get_args(HealRecipe)),
+            ("dtype", get_args(TrainingDtype)),
+            ("precision", get_args(TrainingDtype)),
+        )
+        for name, known in (*choices, ("connectivity", get_args(ConnectivityName)), ("inner", get_args(Inner))):
             value = getattr(self, name)
             yield value not in known, f"--{name} {value} is unknown", f"one of {', '.join(known)}"
         yield self.connectivity == "none", "--connectivity none rewires nothing", "full, or another one"

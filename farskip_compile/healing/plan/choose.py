@@ -9,9 +9,9 @@ Out:   `Front`: of all sets that were looked at, those that no other one beats i
        scheduler would choose with the given hardware profile; forward and, if asked, backward.
 Never: runs or compiles anything: one capture by Dynamo, and for each connectivity the ATen graphs of the rewired graph
        and one search for an order. Fused kernels are not known here, so compute counts as operators do: what a compile
-       reports afterwards (`last_schedules`) is closer to the truth. Assumes that the rows' gains add up. They do not:
-       where the MoE reads past its own layer's attention, most of the next attention's gain has been had already, and
-       more is possible where both are rewired. Damage is taken as additive, which holds while it is small. Takes rows
+       reports afterwards (`reports().schedules`) is closer to the truth. Assumes that the rows' gains add up. They do
+       not: where the MoE reads past its own layer's attention, most of the next attention's gain has been had already,
+       and more is possible where both are rewired. Damage is taken as additive, which holds while it is small. Takes rows
        of one model for those of another: the parallel model must have the same rows, by name.
 
 Algorithm: from no row, add the one that hides most for its damage; from all rows, drop the one that hides least for its

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,14 +35,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler, SequentialSampler
 
 from farskip_compile._compat.distributed import world_group
+from farskip_compile.base.choices import LossOn
 from farskip_compile.base.extras import need
 from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.healing.causal.batches import IGNORED
 from farskip_compile.healing.texts import chat, documents, text_bytes
 from farskip_compile.healing.texts.documents import DocumentKind, Format, TextSource, TextUse, place, read_source, rows
 from farskip_compile.text_utils import amount
-
-LossOn = Literal["all", "assistant"]
 
 DOCUMENTS_AT_ONCE = 64
 """Documents whose tokens are in memory together."""

@@ -6,9 +6,10 @@
 Start reading at `predict.py`. `cuts` and `attention` turn the code of transformers into what one rank runs.
 """
 
+from farskip_compile.base.choices import Phase
 from farskip_compile.measure.simulate.predict import predict, predict_each
 from farskip_compile.measure.simulate.results import PhaseResult, Prediction, StepResult
-from farskip_compile.measure.simulate.scenario import KNOWN, Architecture, Phase, Scenario, architecture
+from farskip_compile.measure.simulate.scenario import KNOWN, Architecture, Scenario, architecture
 
 __all__ = [
     "KNOWN",

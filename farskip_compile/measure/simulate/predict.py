@@ -28,6 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.compiler.inductor_passes import UNFUSED
 from farskip_compile.compiler.ranks.fake import fake_ranks
@@ -36,14 +37,13 @@ from farskip_compile.measure.simulate.phases import PhaseProgram, read_phases
 from farskip_compile.measure.simulate.rank_model import RankModel, rank_model
 from farskip_compile.measure.simulate.results import PhaseResult, Prediction, StepResult
 from farskip_compile.measure.simulate.scenario import Scenario
-from farskip_compile.passes.rewire.request import Named
 from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.tools.capture import Graphs, GraphsOf, with_graphs
 
 LIMITS = MemoryLimits(memory_increase=UNFUSED * MemoryLimits.memory_increase)
 """Limits on memory, as the backend sets them for a graph whose kernels are not fused yet."""
-NAMES_CUT: Mapping[Named, str] = {"none": "overlapped", "full": "FarSkip"}
+NAMES_CUT: Mapping[ConnectivityName, str] = {"none": "overlapped", "full": "FarSkip"}
 AFTER_CAPTURE = ("device", "measured", "slower", "interference")
 """Fields in which scenarios of one capture may differ."""
 
@@ -75,7 +75,7 @@ def predict_each(scenarios: Sequence[Scenario]) -> list[Prediction]:
                 way_out=f"predict them one by one; only {', '.join(AFTER_CAPTURE)} may differ",
             )
     took: dict[str, float] = {}
-    nothing: list[Mapping[Named, list[PhaseProgram]]] = [{} for _ in scenarios]
+    nothing: list[Mapping[ConnectivityName, list[PhaseProgram]]] = [{} for _ in scenarios]
     with fake_ranks(scenario.ranks):
         whole = _capture(scenarios, took)
         cut = _capture(scenarios, took, scenario.pieces).programs if scenario.pieces > 1 else nothing
@@ -98,7 +98,7 @@ class _Captured:
     model: RankModel
     nodes: int
     rewired: str
-    programs: Sequence[Mapping[Named, list[PhaseProgram]]]
+    programs: Sequence[Mapping[ConnectivityName, list[PhaseProgram]]]
     """For each scenario, by connectivity."""
 
 
@@ -113,8 +113,8 @@ def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int 
     merges = scenario.exchanges == "all-reduce"
 
     def use(graphs: GraphsOf) -> _Captured:
-        found: dict[Named, Graphs] = {"none": graphs(standard)}
-        others: tuple[Named, ...] = scenario.also if pieces == 1 else ()
+        found: dict[ConnectivityName, Graphs] = {"none": graphs(standard)}
+        others: tuple[ConnectivityName, ...] = scenario.also if pieces == 1 else ()
         for name in ("full", *others):
             merged = merges and name in ("full", "mlp")
             found[name] = graphs(replace(standard, connectivity=name, merge_reductions=merged))
@@ -133,9 +133,9 @@ def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int 
 def _predict(
     scenario: Scenario,
     captured: _Captured,
-    whole: Mapping[Named, list[PhaseProgram]],
-    cut: Mapping[Named, list[PhaseProgram]],
-    halves: Mapping[Named, list[PhaseProgram]],
+    whole: Mapping[ConnectivityName, list[PhaseProgram]],
+    cut: Mapping[ConnectivityName, list[PhaseProgram]],
+    halves: Mapping[ConnectivityName, list[PhaseProgram]],
     took: Mapping[str, float],
 ) -> Prediction:
     begun = time.perf_counter()

@@ -24,11 +24,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from farskip_compile._compat.fakes import FakeTensorMode
+from farskip_compile.base.choices import Phase
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.simulate.attention import give_caches, register_attention
 from farskip_compile.measure.simulate.cuts import cut_matrices
 from farskip_compile.measure.simulate.experts import give_usual_interface, spread_experts
-from farskip_compile.measure.simulate.scenario import MOST_EXPERTS, Phase, Scenario
+from farskip_compile.measure.simulate.scenario import MOST_EXPERTS, Scenario
 from farskip_compile.models.router import shares
 from farskip_compile.tools.prepare import prepare
 from farskip_compile.tools.zoo.families import counts_experts

@@ -18,19 +18,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
+from farskip_compile.base.choices import ConnectivityName, ExpertExchange, Phase, ProductDtype
 from farskip_compile.base.json_files import JsonReader, read_json, shown
 from farskip_compile.costs import HardwareProfile, load_profile
 from farskip_compile.errors import ConfigError
-from farskip_compile.passes.rewire.request import Named
 from farskip_compile.text_utils import did_you_mean
 
-ExpertExchange = Literal["all-reduce", "all-to-all", "all-gather"]
-ProductDtype = Literal["bfloat16", "float8"]
 MOST_LAYERS, MOST_EXPERTS, MOST_RANKS = 1000, 65_536, 65_536
 MOST_PIECES = 64
 MOST_NUMBER = 1e32
@@ -133,17 +130,6 @@ def architecture(name: str) -> Architecture:
     )
 
 
-class Phase(StrEnum):
-    """The work of a step."""
-
-    PREFILL = "prefill"
-    """All tokens of the prompts: time to first token (TTFT)."""
-    DECODE = "decode"
-    """One token for each sequence, after a cache of `prompt` tokens."""
-    TRAIN = "train"
-    """Forward and backward."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """One step of one model on one cluster.
@@ -177,7 +163,7 @@ class Scenario:
     micro_batches: int = 1
     """2: beside the batch as a whole, predict it in two parts through the whole stack, one part's exchanges beside the
     other's compute."""
-    also: tuple[Named, ...] = ()
+    also: tuple[ConnectivityName, ...] = ()
     """Connectivities to predict beside `full`: `lag2`, `ladder`, `attention`, `mlp`."""
     products: ProductDtype = "bfloat16"
     """What matrix products compute in. `float8`: as engines serve 8-bit checkpoints; the router in bfloat16."""
@@ -301,7 +287,7 @@ class Scenario:
         sequences = self.batch // self.groups
         reason = f"{parts}: the sequences of a data-parallel group, {sequences}, can't be halved"
         yield sequences % self.micro_batches > 0, reason, f"a batch that is a multiple of {2 * self.groups}"
-        others = [name for name in get_args(Named) if name not in ("none", "full")]
+        others = [name for name in get_args(ConnectivityName) if name not in ("none", "full")]
         for name in self.also:
             yield name not in others, f"also={name!r} is unknown, or predicted anyway", f"some of {', '.join(others)}"
         reason = "training is predicted with data-parallel attention only"

@@ -11,8 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from farskip_compile.base.choices import Phase
 from farskip_compile.measure.simulate.results import Prediction, exposed_rows
-from farskip_compile.measure.simulate.scenario import Phase
 from farskip_compile.text_utils import printable
 
 WORTH = 1.02

@@ -10,10 +10,10 @@ from typing import Any, Literal, cast
 import torch
 from hypothesis import strategies as st
 
+from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.models import FarSkipForm, ModelConfig, build_decoder
 from farskip_compile.models.config import LayerKind, RouterKind
 from farskip_compile.models.decoder import Decoder
-from farskip_compile.models.farskip_form import FormName
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class GeneratedCase:
 
     def oracle(self, model: Decoder) -> FarSkipForm:
         """What is asked for, written by hand around the modules of `model`."""
-        return FarSkipForm(model, connectivity=cast(FormName, self.connectivity), layers=self.layers)
+        return FarSkipForm(model, connectivity=cast(ConnectivityName, self.connectivity), layers=self.layers)
 
 
 @st.composite

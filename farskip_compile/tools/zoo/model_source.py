@@ -70,7 +70,7 @@ def _from_zoo(name: str) -> LoadedModel:
     if wanted not in families:
         raise ConfigError(
             f"transformers has no MoE family {wanted!r}",
-            way_out=did_you_mean(wanted, families, always="`farskip zoo --list` names all"),
+            way_out=did_you_mean(wanted, families, always="`farskip check families --list` names all"),
         )
     try:
         return _with_inputs(name, build_tiny(families[wanted]))

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 import farskip_compile
-from farskip_compile import PartialModelError
+from farskip_compile.errors import PartialModelError
 from farskip_compile.verify.graph_break_hints import known_break
 from tests.distributed.ranks import run_ranks
 from tests.handwritten.decoder import MLP, WIDTH, Decoder, farskip_form, token_ids
@@ -91,7 +91,7 @@ def on_a_rank(rank: int, world_size: int) -> dict[str, Any]:
         if stage != 2:
             engine.compile(backend="farskip", compile_kwargs={"fullgraph": True, "options": EAGER})
         found[f"stage {stage}"] = train(engine, rank)
-        found[f"left out {stage}"] = farskip_compile.last_reports()[-1].left_out["attention.1"]
+        found[f"left out {stage}"] = farskip_compile.reports().compiles[-1].left_out["attention.1"]
     engine = engine_of(qwen2(torch.float32), 3)
     engine.compile(backend="farskip", compile_kwargs={"options": EAGER})
     for attempt in (1, 2):
@@ -134,7 +134,7 @@ def deepspeed_experts(experts_parallel: int) -> tuple[bool, bool, list[tuple[str
     torch.compiler.reset()
     with torch.no_grad():
         ours = torch.compile(model, backend="farskip", fullgraph=True, options=EAGER)(token_ids())
-        report = farskip_compile.last_reports()[-1]
+        report = farskip_compile.reports().compiles[-1]
         rows = [report.table.collectives(row) for row in report.rows if row.name.startswith("moe")]
         equal = torch.equal(ours, farskip_form(model, token_ids()))
         return equal, not torch.equal(ours, model(token_ids())), rows

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import farskip_compile
-from farskip_compile import ManifestError
+from farskip_compile.errors import ManifestError
 from farskip_compile.models import FarSkipForm, build
 from farskip_compile.tools.export import manifest_of, metadata_of
 from tests.compare import relative_difference

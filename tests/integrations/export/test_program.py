@@ -12,7 +12,8 @@ from torch import nn
 from torch.export import Dim
 
 import farskip_compile
-from farskip_compile import ManifestError, load_manifest, save_manifest
+from farskip_compile import load_manifest, save_manifest
+from farskip_compile.errors import ManifestError
 from farskip_compile.models import FarSkipForm, build
 from farskip_compile.tools.export import manifest_of
 from tests.compare import run_with_gradients

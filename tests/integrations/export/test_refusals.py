@@ -11,13 +11,8 @@ from torch import nn
 from torch.export import Dim
 
 import farskip_compile
-from farskip_compile import (
-    ConfigError,
-    NoResidualStackError,
-    OriginalWiringError,
-    PartialModelError,
-    UnsupportedPatternError,
-)
+from farskip_compile import ConfigError, OriginalWiringError
+from farskip_compile.errors import NoResidualStackError, PartialModelError, UnsupportedPatternError
 from farskip_compile.models import FarSkipForm
 from tests.integrations.export.test_program import IDS, small
 

@@ -63,7 +63,7 @@ def on_rank(rank: int, world_size: int) -> tuple[bool, list[str], str, str]:
         torch._dynamo.config.optimize_ddp = split
         try:
             trained(how, fabric)
-        except (farskip_compile.DDPSplitError, torch._dynamo.exc.Unsupported) as error:
+        except (farskip_compile.errors.DDPSplitError, torch._dynamo.exc.Unsupported) as error:
             errors.append(type(error).__name__)
     return equal(model, trained_by_hand(ranks=world_size)), said, *errors
 

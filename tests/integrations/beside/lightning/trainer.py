@@ -18,7 +18,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 import farskip_compile
-from farskip_compile import ConfigError, ManifestError, OriginalWiringError
+from farskip_compile import ConfigError, OriginalWiringError
+from farskip_compile.errors import ManifestError
 from farskip_compile.integrations.lightning import FarSkip
 from farskip_compile.integrations.state import KEY, manifest_of_checkpoint
 from tests.distributed.ranks import run_ranks

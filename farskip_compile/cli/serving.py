@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `farskip verify-serving CHECKPOINT`: does vLLM answer as transformers does, in the wiring asked for?
+"""The command `farskip check serving CHECKPOINT`: does vLLM answer as transformers does, in the wiring asked for?
 
 Contract: exit status 0 if it does, 1 if it does not or does not start, 2 for wrong usage. With `--json`, stdout holds
 one JSON document and nothing else.
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farskip_compile.cli.choices import Served, among, value_of
-from farskip_compile.cli.output import AsJson, needs, show, shown_errors
+from farskip_compile.base.choices import ServedDtype
+from farskip_compile.cli.options import AsJson, among, option
+from farskip_compile.cli.output import needs, show, shown_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,28 +23,24 @@ if TYPE_CHECKING:
     from farskip_compile.vllm.compare import ServingComparison
 
 
-def verify_serving_command(
+def serving_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Its folder.", exists=True, file_okay=False)],
-    tensor_parallel_size: Annotated[int, typer.Option(min=1, metavar="N", help="Ranks that share each layer.")] = 1,
-    farskip: Annotated[
-        str | None, typer.Option(metavar="JSON", help="What to ask for, if the checkpoint does not say it.")
-    ] = None,
-    engine: Annotated[str, typer.Option(metavar="JSON", help="Further arguments of vllm.LLM.")] = "{}",
-    tokens: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="How many vLLM adds to each prompt.")] = 16,
-    prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text with a prompt in each line.", exists=True)
-    ] = None,
+    tensor_parallel_size: Annotated[int, option("N", "Ranks that share each layer.", min=1)] = 1,
+    farskip: Annotated[str | None, option("JSON", "What to ask for, if the checkpoint does not say it.")] = None,
+    engine: Annotated[str, option("JSON", "Further arguments of vllm.LLM.")] = "{}",
+    tokens: Annotated[int, option("N", "How many vLLM adds to each prompt.", min=1, max=4096)] = 16,
+    prompts: Annotated[Path | None, option("FILE", "Text with a prompt in each line.", exists=True)] = None,
     dtype: Annotated[
-        Served, typer.Option(metavar="TYPE", help=f"Of the parameters on both sides: {among(Served)}.")
-    ] = Served.FLOAT32,
+        ServedDtype, option("TYPE", f"Of the parameters on both sides: {among(ServedDtype)}.")
+    ] = "float32",
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, metavar="NUMBER", help="Largest difference of log-probabilities; by the type if left out."),
+        option("NUMBER", "Largest difference of log-probabilities; by the type if left out.", min=0),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare vLLM's tokens and log-probabilities with transformers', both rewired as the checkpoint says."""
-    needs("farskip verify-serving", "vllm")
+    needs("farskip check serving", "vllm")
     from farskip_compile.cli.progress import working
     from farskip_compile.vllm.compare import PROMPTS, compare
 
@@ -56,7 +53,7 @@ def verify_serving_command(
             engine=arguments,
             prompts=texts,
             tokens=tokens,
-            dtype=value_of(dtype),
+            dtype=dtype,
             tolerance=tolerance,
             tell=work,
         )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands that take a MODEL have in common: the model itself, and `--layers`.
+"""The options that several commands share, and the constructor of all others.
 
-Contract: wrong usage ends the command with status 2, what the user's own code raises with status 1; both as a short
+Contract: nothing here imports torch. A `Literal` as the type of an option gives its values to help, completion and
+messages. Wrong usage ends a command with status 2, an exception of the user's own code with status 1; both are a short
 panel on stderr, never a traceback.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import re
 import traceback
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from farskip_compile.base.choices import ConnectivityName, Inner, Rewiring
 from farskip_compile.cli.command import missing_package
 from farskip_compile.cli.output import shown_errors
 
@@ -23,11 +25,30 @@ BUILT_IN = ("deepseek_v3", "qwen3_moe", "llama4", "mixtral", "transformers:FAMIL
 """Repeated here from `zoo.model_source.built_in_names`, which needs torch: help does not."""
 
 
+def among(literal: Any) -> str:
+    """Return the values of a `Literal` as a list in a sentence: `full, mlp or none`."""
+    *most, last = get_args(literal)
+    return f"{', '.join(most)} or {last}"
+
+
+def option(metavar: str | None, text: str, *names: str, panel: str | None = None, **more: Any) -> Any:
+    """Return an option for `Annotated[type, option(...)]`.
+
+    Args:
+        metavar: the placeholder of the value in help; None for a flag.
+        text: the help.
+        *names: `--name` and `-n`, if they don't follow from the parameter.
+        panel: the panel of the help that shows the option.
+        **more: further arguments of `typer.Option`.
+    """
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel, **more)
+
+
 def _completed(incomplete: str) -> list[str]:
     return [name for name in BUILT_IN if ":" not in name and name.startswith(incomplete)]
 
 
-Model = Annotated[
+ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
@@ -35,10 +56,16 @@ Model = Annotated[
         autocompletion=_completed,
     ),
 ]
+AsJson = Annotated[bool, option(None, "Print JSON on stdout, and nothing else there.", "--json")]
+REWIRED_HELP = f"What to rewire: {among(Rewiring)}."
+ConnectivityOption = Annotated[ConnectivityName, option("FORM", f"What to rewire: {among(ConnectivityName)}.")]
+LayersOption = Annotated[str | None, option("A:B", "First and last layer to rewire, both inclusive.")]
+INNER_HELP = f"What compiles the rewired graphs: {among(Inner)}."
+DEVICE_HELP = "An accelerator if there is one, if left out."
 
 
 def layer_range(text: str | None) -> tuple[int, int] | None:
-    """The value of --layers."""
+    """Return the first and the last layer of `--layers A:B`."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+):(\d+)", text)
@@ -50,7 +77,7 @@ def layer_range(text: str | None) -> tuple[int, int] | None:
 
 
 def load_model(model: str) -> LoadedModel:
-    """The model and its inputs that MODEL names."""
+    """Return the model that MODEL names, with its inputs."""
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
     from farskip_compile.errors import ConfigError

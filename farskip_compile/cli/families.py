@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `farskip zoo [FAMILY...]`: how this package handles every MoE model of the installed transformers.
+"""The command `farskip check families [FAMILY...]`: how this package handles every MoE model of transformers.
 
 Contract: exit status 0 if no family is wrong or unchecked and, with `--against`, none that worked before stopped
 working; 1 otherwise; 2 for wrong usage. With `--json`, stdout holds one JSON document and nothing else.
@@ -15,30 +15,29 @@ from typing import Annotated, Any
 
 import typer
 
-from farskip_compile.cli.output import AsJson, cannot_write, needs, quiet, show, show_document, shown_errors
+from farskip_compile.cli.options import AsJson, option
+from farskip_compile.cli.output import cannot_write, needs, quiet, show, show_document, shown_errors
 
 WORKS = ("rewired", "rewired in part", "recognised", "refused")
 """From best to worst; a refusal with a reason is a valid answer, too."""
 BAD = ("WRONG", "unchecked")
 
 
-def zoo_command(
+def families_command(
     families: Annotated[
         list[str] | None, typer.Argument(metavar="FAMILY", help="Model types; none: every family.")
     ] = None,
     as_json: AsJson = False,
     page: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the table as a Markdown page, and as JSON in the same folder."),
+        Path | None, option("FILE", "Write the table as a Markdown page, and as JSON in the same folder.")
     ] = None,
     against: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="JSON of an earlier run; fail if a family was better there."),
+        Path | None, option("FILE", "JSON of an earlier run; fail if a family was better there.")
     ] = None,
-    listing: Annotated[bool, typer.Option("--list", help="Name the families and stop.")] = False,
+    listing: Annotated[bool, option(None, "Name the families and stop.", "--list")] = False,
 ) -> None:
     """Build every MoE family of transformers tiny, capture it, rewire it, and compare it with an eager oracle."""
-    needs("farskip zoo", extra="hf")
+    needs("farskip check families", extra="hf")
     _quiet()
     from farskip_compile.cli.progress import working
     from farskip_compile.cli.terminal import Terminal
@@ -57,7 +56,7 @@ def zoo_command(
         return
     unknown = [name for name in families or [] if name not in known]
     if unknown:
-        raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip zoo --list` names them all")
+        raise typer.BadParameter(f"no MoE family {', '.join(unknown)}; `farskip check families --list` names them all")
     wanted = [known[name] for name in families or known]
     with shown_errors():
         recorded = read_recorded(against) if against is not None else []  # which `page` may overwrite
@@ -86,14 +85,14 @@ def zoo_command(
 
 
 def read_recorded(path: Path) -> list[dict[str, Any]]:
-    """Family and status of each entry in the JSON of an earlier run.
+    """Return family and status of each entry in the JSON of an earlier run.
 
     Raises:
         ConfigError: it can't be read, or is something else.
     """
     from farskip_compile.base.json_files import JsonReader, read_json
 
-    way_out = "the JSON file beside a page that `farskip zoo --page` wrote"
+    way_out = "the JSON file beside a page that `farskip check families --page` wrote"
     reader = JsonReader(str(path), way_out=way_out)
     found = read_json(path, "earlier run", way_out=way_out)
     recorded = []
@@ -105,7 +104,7 @@ def read_recorded(path: Path) -> list[dict[str, Any]]:
 
 
 def regressions(entries: list[Any], recorded: list[dict[str, Any]]) -> list[str]:
-    """One line for each family that is worse than it was; families that are not recorded are new."""
+    """Return a line for each family that is worse than in the earlier run; families that it lacks are new."""
     before = {old["family"]: old["status"] for old in recorded}
     return [
         f"{entry.family} was {before[entry.family]!r} and is {entry.status!r}: {entry.reason}"
@@ -115,12 +114,12 @@ def regressions(entries: list[Any], recorded: list[dict[str, Any]]) -> list[str]
 
 
 def rank(status: str) -> int:
-    """Smaller is better."""
+    """Return the place of a status in `WORKS`; smaller is better."""
     return WORKS.index(status) if status in WORKS else len(WORKS)
 
 
 def _quiet() -> None:
-    """Tiny configurations make transformers complain."""
+    """Silence what transformers says about tiny configurations."""
     quiet("torch")
     warnings.simplefilter("ignore")
     from transformers.utils import logging as theirs
