@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`farskip heal --recipe fold`: from a checkpoint and text to a repaired checkpoint, against the FarSkip form by hand."""
+"""`farskip heal --recipe fold`: from a checkpoint and text to a repaired one, against the FarSkip form by hand."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ Never: runs or compiles anything: one capture by Dynamo, and for each connectivi
        and one search for an order. Fused kernels are not known here, so compute counts as operators do: what a compile
        reports afterwards (`reports().schedules`) is closer to the truth. Assumes that the rows' gains add up. They do
        not: where the MoE reads past its own layer's attention, most of the next attention's gain has been had already,
-       and more is possible where both are rewired. Damage is taken as additive, which holds while it is small. Takes rows
-       of one model for those of another: the parallel model must have the same rows, by name.
+       and more is possible where both are rewired. Damage is taken as additive, which holds while it is small. Takes
+       rows of one model for those of another: the parallel model must have the same rows, by name.
 
 Algorithm: from no row, add the one that hides most for its damage; from all rows, drop the one that hides least for its
 damage. What a row adds mostly shrinks while rows are added, and grows while they are dropped, so rows are kept in a
