@@ -55,7 +55,8 @@ from farskip_compile.compiler.ranks import fake as fake_ranks
 from farskip_compile.healing.distill import DistillConfig, Distilled, self_distill
 from farskip_compile.healing.distill.main import CHECKPOINT
 from farskip_compile.healing.distill.records import FILE as METRICS
-from farskip_compile.healing.plan import Front, Point, connectivity_of, find_front, measure_damage, measure_together
+from farskip_compile.healing.plan import Front, connectivity_of, find_front, measure_damage, measure_together
+from farskip_compile.healing.plan.choose import Point
 
 QUIET = {
     "OMP_NUM_THREADS": "1",

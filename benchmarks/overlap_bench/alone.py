@@ -27,7 +27,8 @@ import torch
 import torch.distributed as dist
 from harness.commands import FASTEST, SLOWEST
 
-from farskip_compile.costs import CollectiveKind, HardwareProfile, default_profile
+from farskip_compile.costs import HardwareProfile, default_profile
+from farskip_compile.costs.profile import CollectiveKind
 from farskip_compile.measure.calibrate import calibrate_compute, calibrate_link
 
 BACKEND = "farskip_replay"

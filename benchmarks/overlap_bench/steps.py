@@ -31,15 +31,10 @@ from torch.profiler import record_function
 from farskip_compile import regional
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
-from farskip_compile.models import (
-    ChunkedForm,
-    Decoder,
-    FarSkipForm,
-    MicroBatchedForm,
-    OverlappedForm,
-    ParallelConfig,
-    build,
-)
+from farskip_compile.models import Decoder, FarSkipForm, ParallelConfig, build
+from farskip_compile.models.chunked_form import ChunkedForm
+from farskip_compile.models.micro_batched_form import MicroBatchedForm
+from farskip_compile.models.overlapped_form import OverlappedForm
 from overlap_bench.cells import (
     BACKEND,
     BY_LAYER,

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from farskip_compile.measure.simulate import Architecture, Scenario, architecture
+from farskip_compile.measure.simulate import Scenario
+from farskip_compile.measure.simulate.scenario import Architecture, architecture
 
 PREFILL, DECODE, TRAIN = "prefill", "decode", "train"
 

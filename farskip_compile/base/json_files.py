@@ -33,7 +33,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from farskip_compile.base.reading import DOCUMENT_BYTES, check_nesting, parse_json, read_bytes
+from farskip_compile.base.reading.files import DOCUMENT_BYTES, read_bytes
+from farskip_compile.base.reading.strict_json import check_nesting, parse_json
 from farskip_compile.errors import ConfigError, FarSkipError
 from farskip_compile.text_utils import did_you_mean, shortened
 

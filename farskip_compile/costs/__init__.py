@@ -7,20 +7,9 @@ profile come to the same numbers. Start reading at `operators.py`, then `collect
 
 from __future__ import annotations
 
-from farskip_compile.costs.collectives import (
-    CollectiveCost,
-    Sample,
-    collective_cost,
-    collective_seconds,
-    fit_link,
-    interference,
-    is_launch,
-)
+from farskip_compile.costs.collectives import collective_seconds
 from farskip_compile.costs.curves import Curve, Curves
-from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost, op_seconds
 from farskip_compile.costs.profile import (
-    COLLECTIVE_KINDS,
-    CollectiveKind,
     Efficiency,
     HardwareProfile,
     Link,
@@ -30,32 +19,17 @@ from farskip_compile.costs.profile import (
     load_profile,
     profiles,
 )
-from farskip_compile.costs.sizes import SizeHints
 
 __all__ = [
-    "COLLECTIVE_KINDS",
-    "CollectiveCost",
-    "CollectiveKind",
     "Curve",
     "Curves",
     "Efficiency",
     "HardwareProfile",
     "Link",
-    "OpCost",
     "PeakFlops",
     "PerCollective",
-    "Sample",
-    "SizeHints",
-    "collective_cost",
     "collective_seconds",
-    "combine",
     "default_profile",
-    "fit_link",
-    "interference",
-    "is_launch",
-    "kernel_cost",
     "load_profile",
-    "op_cost",
-    "op_seconds",
     "profiles",
 ]

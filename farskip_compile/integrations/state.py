@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from farskip_compile.base.reading import parse_json
+from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import Manifest, read_manifest
 

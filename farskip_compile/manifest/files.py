@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.base.json_files import write_text
-from farskip_compile.base.reading import DOCUMENT_BYTES, parse_json, read_bytes
+from farskip_compile.base.reading.files import DOCUMENT_BYTES, read_bytes
+from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.amd_keys import AMD_KEYS, from_amd_keys, has_amd_keys
 from farskip_compile.manifest.guarded import guarded, is_guarded, unguarded

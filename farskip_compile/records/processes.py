@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.base.json_files import JsonReader
-from farskip_compile.base.reading import parse_json, read_bytes
+from farskip_compile.base.reading.files import read_bytes
+from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.errors import ConfigError
 from farskip_compile.records.living import Life, clock_of, life_of, place
 from farskip_compile.records.process_records import CompiledGraph, Failure, Process, ProcessHead, ProcessLine

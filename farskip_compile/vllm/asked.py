@@ -26,7 +26,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from farskip_compile.base.reading import parse_json, read_bytes
+from farskip_compile.base.reading.files import read_bytes
+from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.compiler.ranks.identity import source_hash
 from farskip_compile.errors import ConfigError, ManifestError

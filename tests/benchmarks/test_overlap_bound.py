@@ -11,7 +11,8 @@ from overlap_bench.bound import bound_of, scaled
 
 from farskip_compile.passes.schedule.program import Program, Task, TaskRole, check_order
 from farskip_compile.passes.schedule.timeline import simulate
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 
 
 def compute(name, seconds, *needs):

@@ -17,7 +17,8 @@ from overlap_bench.inductor import CodeFacts, facts, flights, without_counters
 from overlap_bench.profiled import peak_of
 from overlap_bench.steps import compare, interleaved
 
-from farskip_compile.measure.profiling import Collective, CollectiveDevice, Trace
+from farskip_compile.measure.profiling import Trace
+from farskip_compile.measure.profiling.data import Collective, CollectiveDevice
 
 # Timing and comparing
 

@@ -12,18 +12,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from farskip_compile.costs import COLLECTIVE_KINDS, Curve, Sample, collective_seconds, load_profile
+from farskip_compile.costs import Curve, collective_seconds, load_profile
+from farskip_compile.costs.collectives import Sample
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.errors import ConfigError
-from farskip_compile.measure.calibrate import (
-    Calibration,
-    MeasuredPoint,
-    calibrate,
-    calibrate_link,
-    calibration_text,
-    main,
-)
+from farskip_compile.measure.calibrate import Calibration, calibrate, calibrate_link, calibration_text, main
 from farskip_compile.measure.calibrate.collectives import monotone
-from farskip_compile.measure.calibrate.findings import LinkFindings, MemoryFigures, Uneven, with_compute, with_link
+from farskip_compile.measure.calibrate.findings import (
+    LinkFindings,
+    MeasuredPoint,
+    MemoryFigures,
+    Uneven,
+    with_compute,
+    with_link,
+)
 from farskip_compile.measure.calibrate.kernels import SOFTMAX_OPS, ProductBench, softmax_rate
 from farskip_compile.measure.calibrate.stopwatch import (
     MOST,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from farskip_compile.costs import COLLECTIVE_KINDS, load_profile
+from farskip_compile.costs import load_profile
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.calibrate import calibrate, calibrate_compute, calibrate_link, main
 from farskip_compile.measure.calibrate.collectives import FULLER, Collectives

@@ -15,21 +15,12 @@ from hypothesis import strategies as st
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
-from farskip_compile.costs import (
-    COLLECTIVE_KINDS,
-    CollectiveCost,
-    HardwareProfile,
-    Link,
-    PerCollective,
-    SizeHints,
-    collective_cost,
-    collective_seconds,
-    is_launch,
-    load_profile,
-    op_cost,
-    profiles,
-)
+from farskip_compile.costs import HardwareProfile, Link, PerCollective, collective_seconds, load_profile, profiles
+from farskip_compile.costs.collectives import CollectiveCost, collective_cost, is_launch
 from farskip_compile.costs.estimates import Estimates
+from farskip_compile.costs.operators import op_cost
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
+from farskip_compile.costs.sizes import SizeHints
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.passes.graph.declared import Declared, note_declared
 from tests.costs.traced import fake_ranks, trace

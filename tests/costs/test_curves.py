@@ -13,18 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.costs import (
-    COLLECTIVE_KINDS,
-    Curve,
-    Curves,
-    HardwareProfile,
-    OpCost,
-    collective_seconds,
-    interference,
-    load_profile,
-    op_seconds,
-    profiles,
-)
+from farskip_compile.costs import Curve, Curves, HardwareProfile, collective_seconds, load_profile, profiles
+from farskip_compile.costs.collectives import interference
+from farskip_compile.costs.operators import OpCost, op_seconds
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.errors import ConfigError
 
 SIZES = st.lists(st.integers(1, 10**6), min_size=1, max_size=4, unique=True).map(sorted)

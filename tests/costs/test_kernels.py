@@ -13,10 +13,12 @@ from torch import fx
 from torch._inductor import config as inductor_config
 
 from farskip_compile._compat import inductor, kernel_memory
-from farskip_compile.costs import Curve, Curves, OpCost, SizeHints, load_profile, op_cost, op_seconds
+from farskip_compile.costs import Curve, Curves, load_profile
 from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.fusion import LARGE, fresh_bytes
 from farskip_compile.costs.loops import kernel_ops, loop_ops, transposed_bytes
+from farskip_compile.costs.operators import OpCost, op_cost, op_seconds
+from farskip_compile.costs.sizes import SizeHints
 from farskip_compile.measure.calibrate.kernels import SOFTMAX_OPS
 from tests.costs.traced import only, trace, trace_fake
 

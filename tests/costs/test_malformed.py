@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, collective_seconds, load_profile
+from farskip_compile.costs import HardwareProfile, collective_seconds, load_profile
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.errors import ConfigError
 from farskip_compile.text_utils import UNPRINTABLE
 from tests.reading.malformed import bounded, damaged, mutated, text

@@ -11,7 +11,9 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from farskip_compile.costs import SizeHints, collective_cost, is_launch, op_cost
+from farskip_compile.costs.collectives import collective_cost, is_launch
+from farskip_compile.costs.operators import op_cost
+from farskip_compile.costs.sizes import SizeHints
 from farskip_compile.models import ParallelConfig, build
 from tests.costs.traced import compiled_graphs, fake_ranks
 

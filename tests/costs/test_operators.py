@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from farskip_compile.costs import OpCost, combine, kernel_cost, load_profile, op_cost, op_seconds
+from farskip_compile.costs import load_profile
+from farskip_compile.costs.operators import OpCost, combine, kernel_cost, op_cost, op_seconds
 from tests.costs.traced import only, shape_env, trace, trace_fake
 
 aten = torch.ops.aten

@@ -17,23 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farskip_compile.costs import (
-    COLLECTIVE_KINDS,
     Curve,
     Efficiency,
     HardwareProfile,
     Link,
-    OpCost,
     PeakFlops,
     PerCollective,
-    Sample,
     collective_seconds,
     default_profile,
-    fit_link,
     load_profile,
     profiles,
 )
-from farskip_compile.costs.operators import flop_rate
-from farskip_compile.costs.profile import figures
+from farskip_compile.costs.collectives import Sample, fit_link
+from farskip_compile.costs.operators import OpCost, flop_rate
+from farskip_compile.costs.profile import COLLECTIVE_KINDS, figures
 from farskip_compile.errors import ConfigError, FarSkipError
 
 FIGURES = ("peak_flops", "efficiency", "memory_bandwidth", "element_rate", "launch_seconds")

@@ -14,7 +14,8 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from farskip_compile._compat.costs import untold
-from farskip_compile.costs import SizeHints, op_cost
+from farskip_compile.costs.operators import op_cost
+from farskip_compile.costs.sizes import SizeHints
 from tests.costs.traced import shape_env, trace
 
 all_to_all = torch.ops._c10d_functional.all_to_all_single.default

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from farskip_compile.costs import OpCost, op_cost
+from farskip_compile.costs.operators import OpCost, op_cost
 
 
 def trace(function: Callable[..., Any], *inputs: torch.Tensor, dynamic: bool = False) -> fx.Graph:

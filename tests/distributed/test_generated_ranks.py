@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farskip_compile.models import FarSkipForm, build_decoder
-from farskip_compile.testing.strategies import GeneratedCase, parallel_cases
+from farskip_compile.models import FarSkipForm
+from farskip_compile.models.decoder import build_decoder
+from farskip_compile.testing.strategies import parallel_cases
+from farskip_compile.testing.strategies.architectures import GeneratedCase
 from tests.compare import relative_difference, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.distributed.test_rewire_ranks import TWO_RANKS, parallel_config, tokens_of

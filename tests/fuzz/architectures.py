@@ -25,7 +25,8 @@ from torch import fx
 
 from farskip_compile import FarSkipConfig, FarSkipError, backend, reports
 from farskip_compile.errors import LayerRangeError
-from farskip_compile.testing.strategies import GeneratedCase, nothing_to_leave_out
+from farskip_compile.testing.strategies import nothing_to_leave_out
+from farskip_compile.testing.strategies.architectures import GeneratedCase
 from tests.compare import far_gradients, run_with_gradients
 from tests.fuzz.demands import check_refusal, demand
 from tests.fuzz.wishes import NAMED

@@ -23,8 +23,9 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import LayerRange, ask
-from farskip_compile.testing.strategies import GeneratedGraph, GeneratedNetwork, capture, evaluate, networks
-from farskip_compile.testing.strategies.network import state
+from farskip_compile.testing.strategies import capture, evaluate, networks
+from farskip_compile.testing.strategies.network import GeneratedNetwork, state
+from farskip_compile.testing.strategies.network_graph import GeneratedGraph
 from tests.fuzz.demands import attempt, check_refusal, demand
 from tests.fuzz.machine import duplicate, run_nodes, same
 from tests.fuzz.wishes import Wish, said, wishes

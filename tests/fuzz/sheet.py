@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from farskip_compile.testing.strategies import GeneratedNetwork, capture
-from farskip_compile.testing.strategies.network import WIDTH, state
+from farskip_compile.testing.strategies import capture
+from farskip_compile.testing.strategies.network import WIDTH, GeneratedNetwork, state
 from tests.fuzz.fakes import set_fake_values
 from tests.fuzz.machine import run_nodes
 

@@ -22,7 +22,8 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire.request import ask
 from farskip_compile.records.compile import Outcome
-from farskip_compile.testing.strategies import GeneratedNetwork, networks
+from farskip_compile.testing.strategies import networks
+from farskip_compile.testing.strategies.network import GeneratedNetwork
 from tests.fuzz.demands import Attempt, attempt, demand
 from tests.fuzz.edits import EDITS
 from tests.fuzz.machine import duplicate, run_nodes, same

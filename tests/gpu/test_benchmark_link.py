@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from farskip_compile.costs import COLLECTIVE_KINDS
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.measure.profiling import overlap, read_trace
 from tests.gpu.test_programs import REASON, process
 

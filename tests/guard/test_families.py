@@ -28,7 +28,8 @@ from farskip_compile import Manifest, save_manifest
 from farskip_compile.compiler.guard.forward import is_guarded
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import ParameterFingerprint
-from farskip_compile.tools.zoo import Family, build_tiny, moe_families
+from farskip_compile.tools.zoo import build_tiny, moe_families
+from farskip_compile.tools.zoo.families import Family
 
 FAMILIES = {family.model_type: family for family in moe_families()}
 FEW = ("deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe")

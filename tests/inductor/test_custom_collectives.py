@@ -17,7 +17,8 @@ from torch import Tensor
 
 import farskip_compile
 from farskip_compile import ConfigError, declare, declare_op
-from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
+from farskip_compile.costs import HardwareProfile, PerCollective, load_profile
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.schedule import custom_collectives
 from farskip_compile.verify import held as held_proof

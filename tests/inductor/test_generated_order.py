@@ -23,7 +23,8 @@ from farskip_compile.compiler import inductor_passes
 from farskip_compile.compiler.inductor_passes import KernelPass, PostGradPass
 from farskip_compile.compiler.inductor_passes.plan import Plan
 from farskip_compile.compiler.ranks import fake as fake_ranks
-from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
+from farskip_compile.costs import HardwareProfile, PerCollective, load_profile
+from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.passes.schedule import kernels
 from farskip_compile.passes.schedule.kernels import pin_products

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import farskip_compile
 from farskip_compile import Manifest, describe
 from farskip_compile.errors import ManifestError
-from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
+from farskip_compile.testing.strategies import cases, nothing_to_leave_out
+from farskip_compile.testing.strategies.architectures import GeneratedCase
 from farskip_compile.tools.describe import from_report
 
 

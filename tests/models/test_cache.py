@@ -14,7 +14,8 @@ from torch import nn
 import farskip_compile
 from farskip_compile import Outcome
 from farskip_compile.errors import ConfigError
-from farskip_compile.models import Decoder, FarSkipForm, KeyValueCache, ParallelConfig, build
+from farskip_compile.models import Decoder, FarSkipForm, ParallelConfig, build
+from farskip_compile.models.cache import KeyValueCache
 from tests.compare import relative_difference
 from tests.distributed.ranks import run_ranks
 

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models import ChunkedForm, ParallelConfig, build
+from farskip_compile.models import ParallelConfig, build
+from farskip_compile.models.chunked_form import ChunkedForm
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.models.recorded_order import recorded

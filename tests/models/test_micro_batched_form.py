@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models import MicroBatchedForm, ParallelConfig, build
+from farskip_compile.models import ParallelConfig, build
+from farskip_compile.models.micro_batched_form import MicroBatchedForm
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.models.recorded_order import recorded

@@ -16,12 +16,12 @@ from farskip_compile.models import (
     MODELS,
     Decoder,
     FarSkipForm,
-    OverlappedForm,
     ParallelConfig,
     async_collectives,
     build,
     overlapped_all_to_all,
 )
+from farskip_compile.models.overlapped_form import OverlappedForm
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.distributed.ranks import run_ranks
 from tests.models.recorded_order import recorded

@@ -14,7 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import farskip_compile
 from farskip_compile import Outcome
 from farskip_compile.errors import ConfigError
-from farskip_compile.models import FarSkipForm, OverlappedForm, ParallelConfig, build, load_per_expert
+from farskip_compile.models import FarSkipForm, ParallelConfig, build
+from farskip_compile.models.expert_load import load_per_expert
+from farskip_compile.models.overlapped_form import OverlappedForm
 from farskip_compile.models.router import CERTAIN, shares, skew_bias
 from tests.compare import relative_difference
 from tests.distributed.ranks import run_ranks

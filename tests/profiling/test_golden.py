@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from farskip_compile.measure.profiling import CollectiveDevice, OverlapReport, overlap
+from farskip_compile.measure.profiling import OverlapReport, overlap
+from farskip_compile.measure.profiling.data import CollectiveDevice
 from tests.profiling.golden import GOLDEN, Golden
 from tests.profiling.nsys_files import NSYS, write_nsys
 from tests.profiling.traces import trace

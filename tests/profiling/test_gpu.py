@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from farskip_compile.measure.profiling import CollectiveDevice, TraceError, overlap
+from farskip_compile.measure.profiling import TraceError, overlap
+from farskip_compile.measure.profiling.data import CollectiveDevice
 from tests.profiling.gpu_traces import ALL_REDUCE, GEMM, LANES, SEND_RECV, kernel, random_gpu_events
 from tests.profiling.traces import annotation, event, gloo, op, trace
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from farskip_compile.measure.profiling import CollectiveDevice
+from farskip_compile.measure.profiling.data import CollectiveDevice
 from tests.profiling.golden import EP, TP, call, collective, mark, operator
 from tests.profiling.gpu_traces import GEMM, SEND_RECV, kernel
 from tests.profiling.traces import Event, annotation, trace

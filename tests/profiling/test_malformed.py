@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from farskip_compile.measure.profiling import (
     NoCollectivesError,
-    NotATraceError,
     OverlapReport,
     TraceError,
     merge_traces,
@@ -22,6 +21,7 @@ from farskip_compile.measure.profiling import (
     overlap_page,
     read_trace,
 )
+from farskip_compile.measure.profiling.chrome import NotATraceError
 from farskip_compile.measure.profiling.events import layer_of
 from farskip_compile.measure.profiling.text import short_name
 from farskip_compile.text_utils import UNPRINTABLE

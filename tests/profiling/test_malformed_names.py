@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.measure.profiling import TraceError, merge_traces, overlap, read_trace, timeline_svg
+from farskip_compile.measure.profiling import TraceError, merge_traces, overlap, read_trace
+from farskip_compile.measure.profiling.page import timeline_svg
 from farskip_compile.text_utils import UNPRINTABLE
 from tests.profiling.traces import SCHEDULE, document, event, gloo, op, write
 from tests.reading.malformed import EVIL, bomb, text

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.measure.profiling import NoCollectivesError, RanksMissingError, TraceError, overlap
+from farskip_compile.measure.profiling import NoCollectivesError, TraceError, overlap
+from farskip_compile.measure.profiling.chrome import RanksMissingError
 from farskip_compile.measure.profiling.data import Collective, CollectiveDevice, Trace
 from farskip_compile.measure.profiling.intervals import union
 from tests.profiling.traces import MAIN, OTHER_WORKER, annotation, gloo, op, trace

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from farskip_compile.measure.profiling import (
-    NotATraceError,
-    OverlapReport,
-    RanksMissingError,
-    TraceError,
-    merge_traces,
-    overlap,
-    read_trace,
-    read_traces,
-)
+from farskip_compile.measure.profiling import OverlapReport, TraceError, merge_traces, overlap, read_trace, read_traces
+from farskip_compile.measure.profiling.chrome import NotATraceError, RanksMissingError
 from farskip_compile.text_utils import UNPRINTABLE
 from tests.profiling.gpu_traces import ALL_REDUCE, GEMM, random_gpu_events
 from tests.profiling.nsys_files import NSYS, SCHEMA, Rows, gpu, nvtx, work, write_nsys

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from farskip_compile.measure.profiling import RanksMissingError, overlap
+from farskip_compile.measure.profiling import overlap
+from farskip_compile.measure.profiling.chrome import RanksMissingError
 from farskip_compile.measure.profiling.text import headline
 from tests.profiling.gpu_traces import SEND_RECV, kernel
 from tests.profiling.traces import OTHER_WORKER, gloo, op, trace

@@ -8,7 +8,8 @@ import json
 
 import pytest
 
-from farskip_compile.measure.profiling import NotATraceError, TraceError, TruncatedTraceError, overlap, read_trace
+from farskip_compile.measure.profiling import TraceError, overlap, read_trace
+from farskip_compile.measure.profiling.chrome import NotATraceError, TruncatedTraceError
 from farskip_compile.measure.profiling.events import layer_of
 from farskip_compile.measure.profiling.text import short_name
 from tests.profiling.traces import (

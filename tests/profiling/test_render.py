@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from farskip_compile.measure.profiling import TraceError, merge_traces, overlap, overlap_page, report_text, timeline_svg
+from farskip_compile.measure.profiling import TraceError, merge_traces, overlap, overlap_page, report_text
+from farskip_compile.measure.profiling.page import timeline_svg
 from farskip_compile.measure.profiling.text import percent, time_text
 from tests.profiling.gpu_traces import random_gpu_events
 from tests.profiling.traces import BASE, OTHER_WORKER, annotation, gloo, op, trace, write

@@ -14,7 +14,8 @@ import farskip_compile
 from farskip_compile import Outcome
 from farskip_compile.errors import LayerRangeError
 from farskip_compile.models import ModelConfig
-from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
+from farskip_compile.testing.strategies import cases, nothing_to_leave_out
+from farskip_compile.testing.strategies.architectures import GeneratedCase
 from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
 from tests.economy import examples, scalar_kernels
 from tests.one_build import kernels_in_one_build

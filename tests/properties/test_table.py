@@ -19,7 +19,9 @@ from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.request import RewireRequest, ask
-from farskip_compile.testing.strategies import GeneratedGraph, GeneratedNetwork, capture, evaluate, networks
+from farskip_compile.testing.strategies import capture, evaluate, networks
+from farskip_compile.testing.strategies.network import GeneratedNetwork
+from farskip_compile.testing.strategies.network_graph import GeneratedGraph
 from farskip_compile.verify.rewiring import snapshot, verify
 from tests.economy import examples
 

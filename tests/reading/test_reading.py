@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farskip_compile.base.reading import DOCUMENT_BYTES, TooLarge, check_nesting, parse_json, read_bytes, read_unpacked
+from farskip_compile.base.reading.files import DOCUMENT_BYTES, TooLarge, read_bytes, read_unpacked
+from farskip_compile.base.reading.strict_json import check_nesting, parse_json
 from tests.reading.malformed import bomb, bounded
 
 

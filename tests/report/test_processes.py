@@ -24,7 +24,7 @@ import torch
 from torch._dynamo import config as dynamo_config
 
 import farskip_compile
-from farskip_compile.base.reading import DOCUMENT_BYTES
+from farskip_compile.base.reading.files import DOCUMENT_BYTES
 from farskip_compile.errors import ConfigError, DenseModelError, FarSkipWarning, PartialModelError
 from farskip_compile.models import build
 from farskip_compile.records import living, process_file, processes

@@ -57,7 +57,8 @@ def test_nothing_runs_them() -> None:
 def test_the_costs_know_them() -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    from farskip_compile.costs import SizeHints, op_cost
+    from farskip_compile.costs.operators import op_cost
+    from farskip_compile.costs.sizes import SizeHints
     from farskip_compile.passes.graph import ops
 
     def function(query, key, value):

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from farskip_compile.cli.simulate import _loads
 from farskip_compile.errors import ConfigError
-from farskip_compile.measure.simulate import Scenario, architecture
-from farskip_compile.measure.simulate.scenario import check_configuration
+from farskip_compile.measure.simulate import Scenario
+from farskip_compile.measure.simulate.scenario import architecture, check_configuration
 from farskip_compile.text_utils import UNPRINTABLE
 from tests.reading.malformed import EVIL, ODD, bounded, damaged, mutated, text
 

@@ -10,7 +10,8 @@ import pytest
 
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import ConfigError
-from farskip_compile.measure.simulate import KNOWN, Scenario, architecture
+from farskip_compile.measure.simulate import Scenario
+from farskip_compile.measure.simulate.scenario import KNOWN, architecture
 
 pytest.importorskip("transformers")
 

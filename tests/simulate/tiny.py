@@ -7,7 +7,8 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-from farskip_compile.measure.simulate import Architecture, Prediction, Scenario, architecture, predict, predict_each
+from farskip_compile.measure.simulate import Prediction, Scenario, predict, predict_each
+from farskip_compile.measure.simulate.scenario import Architecture, architecture
 
 SMALL: dict[str, dict[str, Any]] = {
     "deepseek-v3": {

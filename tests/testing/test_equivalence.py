@@ -17,7 +17,8 @@ from farskip_compile.models import FarSkipForm, build
 from farskip_compile.passes.graph import ops
 from farskip_compile.passes.normalize import normalize
 from farskip_compile.testing import assert_equivalent, assert_unchanged, equivalence
-from farskip_compile.testing.strategies import GeneratedCase, cases
+from farskip_compile.testing.strategies import cases
+from farskip_compile.testing.strategies.architectures import GeneratedCase
 from tests import sample_models
 from tests.graphs import Dense, Layer, MoE, Stack, ids
 from tests.testing.texts import failure_of

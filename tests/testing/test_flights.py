@@ -11,7 +11,8 @@ from farskip_compile.passes.schedule.search import list_schedule
 from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.records.announcement import Announcement
 from farskip_compile.records.schedule import Predicted, ScheduleReport
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 from tests.economy import examples
 
 

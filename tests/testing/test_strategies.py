@@ -17,16 +17,9 @@ import farskip_compile.testing
 from farskip_compile.models.decoder import Decoder
 from farskip_compile.passes.schedule.program import check_order
 from farskip_compile.testing import strategies
-from farskip_compile.testing.strategies import (
-    GeneratedCase,
-    GeneratedNetwork,
-    capture,
-    cases,
-    evaluate,
-    networks,
-    parallel_cases,
-    programs,
-)
+from farskip_compile.testing.strategies import capture, cases, evaluate, networks, parallel_cases, programs
+from farskip_compile.testing.strategies.architectures import GeneratedCase
+from farskip_compile.testing.strategies.network import GeneratedNetwork
 
 FOLDER = Path(farskip_compile.testing.__file__).parent
 

@@ -19,7 +19,8 @@ from farskip_compile.passes.rewire import request as rules
 from farskip_compile.testing import assert_rewired, assert_wiring
 from farskip_compile.testing.drawing import MOST_ROWS, drawing, wrong_rows
 from farskip_compile.testing.expected import expected_reads, reads_as_written, reads_in_standard_wiring
-from farskip_compile.testing.strategies import GeneratedCase, cases, nothing_to_leave_out
+from farskip_compile.testing.strategies import cases, nothing_to_leave_out
+from farskip_compile.testing.strategies.architectures import GeneratedCase
 from tests import sample_models
 from tests.explain.sample_reports import farskip_report
 from tests.graphs import Dense, Layer, MoE, Stack

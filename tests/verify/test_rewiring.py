@@ -18,7 +18,8 @@ from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.residual.sums import read_dataflow
 from farskip_compile.passes.residual.termset import TermSet
 from farskip_compile.passes.rewire.request import RewireRequest, ask
-from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
+from farskip_compile.testing.strategies import capture, networks
+from farskip_compile.testing.strategies.network import GeneratedNetwork
 from farskip_compile.verify.rewiring import snapshot, verify
 from farskip_compile.verify.steps import evaluate
 from farskip_compile.verify.values import read_steps

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from farskip_compile.errors import ConfigError, ManifestError
-from farskip_compile.manifest import Manifest, save_manifest
+from farskip_compile.manifest import Manifest, write_manifest
 from farskip_compile.vllm import asked as asking
 from farskip_compile.vllm.asked import Asked, ServingOptions, settle
 
@@ -36,7 +36,7 @@ def test_who_asks_first(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"farskip": True, "num_hidden_layers": 4}))
     assert settle(config(tmp_path)).config().connectivity is None
     assert settle(config(tmp_path)).manifest.connectivity == "full"
-    save_manifest(Manifest("mlp"), tmp_path / "farskip.json", guard=False)
+    write_manifest(Manifest("mlp"), tmp_path / "farskip.json", guard=False)
     assert settle(config(tmp_path)).by == f"the manifest {tmp_path / 'farskip.json'}"
     assert settle(config(tmp_path, {"farskip": {"overlap": True}})).by == "additional_config['farskip']"
     assert settle(config(tmp_path, {"farskip": {"overlap": True}})).manifest.connectivity == "mlp"
@@ -59,12 +59,12 @@ def test_wrong_options(tmp_path, options, reason):
 
 
 def test_a_manifest_that_changes_nothing_asks_for_nothing(tmp_path):
-    save_manifest(Manifest("none"), tmp_path / "farskip.json", guard=False)
+    write_manifest(Manifest("none"), tmp_path / "farskip.json", guard=False)
     assert settle(config(tmp_path)) is None
 
 
 def test_settling_twice_is_settling_once_and_a_change_is_seen(tmp_path):
-    save_manifest(Manifest("full"), tmp_path / "farskip.json", guard=False)
+    write_manifest(Manifest("full"), tmp_path / "farskip.json", guard=False)
     found = config(tmp_path, {"other": 1})
     first = settle(found)
     settled = found.additional_config
@@ -72,7 +72,7 @@ def test_settling_twice_is_settling_once_and_a_change_is_seen(tmp_path):
     assert json.loads(json.dumps(settled)) == settled, "vLLM hashes it as JSON"
     assert settle(found).digest == first.digest
     assert found.additional_config == settled
-    save_manifest(Manifest("mlp"), tmp_path / "farskip.json", guard=False)
+    write_manifest(Manifest("mlp"), tmp_path / "farskip.json", guard=False)
     with pytest.raises(ManifestError, match="has changed while vLLM started"):
         settle(found)
 

@@ -16,11 +16,11 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from farskip_compile.tools.zoo import CannotBuild, Family, build_tiny, moe_families
-from farskip_compile.tools.zoo.families import counts_experts
+from farskip_compile.tools.zoo import build_tiny, moe_families
+from farskip_compile.tools.zoo.families import Family, counts_experts
 from farskip_compile.tools.zoo.layers import PerLayer, per_layer
 from farskip_compile.tools.zoo.sizes import TinySizes, shrink
-from farskip_compile.tools.zoo.tiny import tiny_config
+from farskip_compile.tools.zoo.tiny import CannotBuild, tiny_config
 
 FAMILIES = {family.model_type: family for family in moe_families()}
 QUARTER = sorted(FAMILIES)[::4]

@@ -5,8 +5,3 @@ Contract: what is not as it should be is an error, soon, and before it has cost 
 and unpacked and never waits for a pipe, `strict_json` bounds what is parsed. What the content means is checked by those
 who use it (`json_files.JsonReader`).
 """
-
-from farskip_compile.base.reading.files import DOCUMENT_BYTES, TooLarge, open_file, read_bytes, read_unpacked
-from farskip_compile.base.reading.strict_json import check_nesting, parse_json
-
-__all__ = ["DOCUMENT_BYTES", "TooLarge", "check_nesting", "open_file", "parse_json", "read_bytes", "read_unpacked"]

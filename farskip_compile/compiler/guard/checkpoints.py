@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from farskip_compile.base.json_files import write_text
-from farskip_compile.base.reading import parse_json
+from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.compiler.guard.forward import guard
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.amd_keys import has_amd_keys

@@ -19,7 +19,7 @@ import torch
 
 from farskip_compile.base.extras import pip_install
 from farskip_compile.base.json_files import replacing
-from farskip_compile.base.reading import open_file
+from farskip_compile.base.reading.files import open_file
 from farskip_compile.errors import DistillationError, MissingPackageError
 
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, NotImplementedError)

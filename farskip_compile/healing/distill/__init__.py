@@ -16,11 +16,17 @@
 It stands on `causal` (a model, batches, losses, ranks), `texts` and `fold`. Start reading at `main`.
 """
 
-from farskip_compile.healing.causal.evaluate import HeldOut, paired
+from farskip_compile.healing.causal.evaluate import paired
 from farskip_compile.healing.distill.config import DistillConfig
 from farskip_compile.healing.distill.main import Distilled, self_distill
-from farskip_compile.healing.distill.trials import Trial
 from farskip_compile.healing.texts.contamination import find_overlap
 from farskip_compile.healing.texts.loaders import text_batches
 
-__all__ = ["DistillConfig", "Distilled", "HeldOut", "Trial", "find_overlap", "paired", "self_distill", "text_batches"]
+__all__ = [
+    "DistillConfig",
+    "Distilled",
+    "find_overlap",
+    "paired",
+    "self_distill",
+    "text_batches",
+]

@@ -45,7 +45,7 @@ from torch import nn
 
 from farskip_compile.base.choices import LossOn
 from farskip_compile.base.json_files import JsonReader
-from farskip_compile.base.reading import read_bytes
+from farskip_compile.base.reading.files import read_bytes
 from farskip_compile.errors import ConfigError
 from farskip_compile.healing.distill.config import DistillConfig
 from farskip_compile.healing.distill.source import model_of, tokenizer_of

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from farskip_compile.base.extras import missing
 from farskip_compile.base.json_files import sealed, unsealed, write_text
-from farskip_compile.base.reading import read_bytes
+from farskip_compile.base.reading.files import read_bytes
 from farskip_compile.errors import DistillationError
 from farskip_compile.healing.distill.config import DistillConfig
 

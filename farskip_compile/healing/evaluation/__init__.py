@@ -11,8 +11,13 @@
 Needs the extra `eval`. Importing this package registers the model with lm-eval.
 """
 
-from farskip_compile.healing.evaluation.difference import Comparison, Measured, MetricLine
+from farskip_compile.healing.evaluation.difference import Comparison
 from farskip_compile.healing.evaluation.model import FarSkipLM
 from farskip_compile.healing.evaluation.run import EvaluationSettings, evaluate
 
-__all__ = ["Comparison", "EvaluationSettings", "FarSkipLM", "Measured", "MetricLine", "evaluate"]
+__all__ = [
+    "Comparison",
+    "EvaluationSettings",
+    "FarSkipLM",
+    "evaluate",
+]

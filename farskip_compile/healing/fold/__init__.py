@@ -17,6 +17,9 @@ Start reading at `main`.
 """
 
 from farskip_compile.healing.fold.main import fold
-from farskip_compile.healing.fold.record import Folded, FoldedRead, LeftAlone
+from farskip_compile.healing.fold.record import Folded
 
-__all__ = ["Folded", "FoldedRead", "LeftAlone", "fold"]
+__all__ = [
+    "Folded",
+    "fold",
+]

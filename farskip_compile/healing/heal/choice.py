@@ -24,7 +24,8 @@ from farskip_compile.healing.causal.evaluate import HeldOut
 from farskip_compile.healing.heal.forecast import scenario_of
 from farskip_compile.healing.heal.material import Material
 from farskip_compile.healing.heal.settings import HealSettings
-from farskip_compile.healing.plan import Damage, RowDamage, connectivity_of, find_front, measure_damage
+from farskip_compile.healing.plan import Damage, connectivity_of, find_front, measure_damage
+from farskip_compile.healing.plan.damage import RowDamage
 from farskip_compile.measure.simulate.rank_model import rank_model
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 

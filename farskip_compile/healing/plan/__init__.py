@@ -15,15 +15,13 @@
 Healing comes afterwards: `farskip_compile.healing.distill`.
 """
 
-from farskip_compile.healing.plan.choose import Exposure, Front, Point, find_front, with_estimates
-from farskip_compile.healing.plan.damage import Damage, RowDamage, connectivity_of, measure_damage, measure_together
+from farskip_compile.healing.plan.choose import Exposure, Front, find_front, with_estimates
+from farskip_compile.healing.plan.damage import Damage, connectivity_of, measure_damage, measure_together
 
 __all__ = [
     "Damage",
     "Exposure",
     "Front",
-    "Point",
-    "RowDamage",
     "connectivity_of",
     "find_front",
     "measure_damage",

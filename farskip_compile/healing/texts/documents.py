@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from farskip_compile.base.reading import parse_json
+from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.errors import ConfigError
 
 Format = Literal["text", "jsonl", "chat"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from farskip_compile.measure.calibrate.findings import Calibration, MeasuredPoint
+from farskip_compile.measure.calibrate.findings import Calibration
 from farskip_compile.measure.calibrate.main import calibrate, calibrate_compute, calibrate_link, measure
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
-    "MeasuredPoint",
     "calibrate",
     "calibrate_compute",
     "calibrate_link",

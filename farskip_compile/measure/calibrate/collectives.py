@@ -24,7 +24,8 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile._compat.collectives import all_gather_in_place, reduce_scatter_in_place
-from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Sample
+from farskip_compile.costs.collectives import Sample
+from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind
 from farskip_compile.measure.calibrate.findings import LinkFindings, MeasuredPoint, Uneven
 from farskip_compile.measure.calibrate.ranks import MeasuredGroup
 from farskip_compile.measure.calibrate.stopwatch import Stopwatch, Times

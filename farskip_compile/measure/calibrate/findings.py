@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, Sample, collective_seconds, fit_link
+from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, collective_seconds
+from farskip_compile.costs.collectives import Sample, fit_link
 from farskip_compile.costs.profile import MOST_RANKS
 from farskip_compile.measure.calibrate.stopwatch import Times
 

@@ -20,7 +20,8 @@ from typing import TypedDict, Unpack
 import torch
 import torch.distributed as dist
 
-from farskip_compile.costs import COLLECTIVE_KINDS, CollectiveKind, Curve, HardwareProfile, default_profile
+from farskip_compile.costs import Curve, HardwareProfile, default_profile
+from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.calibrate.collectives import Collectives
 from farskip_compile.measure.calibrate.findings import Calibration, LinkFindings, MeasuredPoint, with_compute, with_link

@@ -16,49 +16,20 @@ flight while its event lasts, not while it queues; on each rank this includes th
 
 from __future__ import annotations
 
-from farskip_compile.measure.profiling.chrome import (
-    NoCollectivesError,
-    NotATraceError,
-    RanksMissingError,
-    TraceError,
-    TruncatedTraceError,
-)
-from farskip_compile.measure.profiling.data import (
-    Collective,
-    CollectiveDevice,
-    CollectiveReport,
-    EstimateReport,
-    Hider,
-    MeasuredOverlap,
-    OverlapReport,
-    PartReport,
-    RankReport,
-    StepTimes,
-    Trace,
-)
+from farskip_compile.measure.profiling.chrome import NoCollectivesError, TraceError
+from farskip_compile.measure.profiling.data import OverlapReport, RankReport, Trace
 from farskip_compile.measure.profiling.measure import overlap
-from farskip_compile.measure.profiling.page import overlap_page, timeline_svg
+from farskip_compile.measure.profiling.page import overlap_page
 from farskip_compile.measure.profiling.read import read_trace, read_traces
 from farskip_compile.measure.profiling.recording import kernels_visible, merge_traces, record
 from farskip_compile.measure.profiling.text import report_text
 
 __all__ = [
-    "Collective",
-    "CollectiveDevice",
-    "CollectiveReport",
-    "EstimateReport",
-    "Hider",
-    "MeasuredOverlap",
     "NoCollectivesError",
-    "NotATraceError",
     "OverlapReport",
-    "PartReport",
     "RankReport",
-    "RanksMissingError",
-    "StepTimes",
     "Trace",
     "TraceError",
-    "TruncatedTraceError",
     "kernels_visible",
     "merge_traces",
     "overlap",
@@ -67,5 +38,4 @@ __all__ = [
     "read_traces",
     "record",
     "report_text",
-    "timeline_svg",
 ]

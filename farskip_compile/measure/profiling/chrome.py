@@ -15,7 +15,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from farskip_compile.base.reading import TooLarge, check_nesting, read_unpacked
+from farskip_compile.base.reading.files import TooLarge, read_unpacked
+from farskip_compile.base.reading.strict_json import check_nesting
 from farskip_compile.errors import FarSkipError
 from farskip_compile.passes.gc_pause import collector_paused
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from farskip_compile.base.json_files import shown
-from farskip_compile.base.reading import open_file
+from farskip_compile.base.reading.files import open_file
 from farskip_compile.measure.profiling.chrome import LATEST, SQLITE, NotATraceError, TraceError
 from farskip_compile.text_utils import shortened
 

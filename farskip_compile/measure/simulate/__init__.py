@@ -8,18 +8,13 @@ Start reading at `predict.py`. `cuts` and `attention` turn the code of transform
 
 from farskip_compile.base.choices import Phase
 from farskip_compile.measure.simulate.predict import predict, predict_each
-from farskip_compile.measure.simulate.results import PhaseResult, Prediction, StepResult
-from farskip_compile.measure.simulate.scenario import KNOWN, Architecture, Scenario, architecture
+from farskip_compile.measure.simulate.results import Prediction
+from farskip_compile.measure.simulate.scenario import Scenario
 
 __all__ = [
-    "KNOWN",
-    "Architecture",
     "Phase",
-    "PhaseResult",
     "Prediction",
     "Scenario",
-    "StepResult",
-    "architecture",
     "predict",
     "predict_each",
 ]

@@ -15,29 +15,15 @@ import importlib.util
 if importlib.util.find_spec("hypothesis") is None:
     raise ImportError("farskip_compile.testing.strategies needs hypothesis: pip install 'farskip-compile[testing]'")
 
-from farskip_compile.testing.strategies.architectures import (
-    GeneratedCase,
-    cases,
-    configs,
-    nothing_to_leave_out,
-    parallel_cases,
-)
-from farskip_compile.testing.strategies.network import GeneratedNetwork, NetworkBlock, NetworkValue
+from farskip_compile.testing.strategies.architectures import cases, configs, nothing_to_leave_out, parallel_cases
 from farskip_compile.testing.strategies.network_drawing import networks
-from farskip_compile.testing.strategies.network_graph import GeneratedGraph, capture, evaluate
-from farskip_compile.testing.strategies.programs import buffers, consistent, programs
+from farskip_compile.testing.strategies.network_graph import capture, evaluate
+from farskip_compile.testing.strategies.programs import programs
 
 __all__ = [
-    "GeneratedCase",
-    "GeneratedGraph",
-    "GeneratedNetwork",
-    "NetworkBlock",
-    "NetworkValue",
-    "buffers",
     "capture",
     "cases",
     "configs",
-    "consistent",
     "evaluate",
     "networks",
     "nothing_to_leave_out",

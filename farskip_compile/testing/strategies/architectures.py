@@ -11,9 +11,9 @@ import torch
 from hypothesis import strategies as st
 
 from farskip_compile.base.choices import ConnectivityName
-from farskip_compile.models import FarSkipForm, ModelConfig, build_decoder
+from farskip_compile.models import FarSkipForm, ModelConfig
 from farskip_compile.models.config import LayerKind, RouterKind
-from farskip_compile.models.decoder import Decoder
+from farskip_compile.models.decoder import Decoder, build_decoder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from farskip_compile._compat.names import PACKAGE_METADATA
-from farskip_compile.base.reading import parse_json
+from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.files import KEY, read_manifest
 from farskip_compile.manifest.record import Manifest

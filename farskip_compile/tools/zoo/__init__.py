@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
-from farskip_compile.tools.zoo.families import Family, moe_families
-from farskip_compile.tools.zoo.tiny import CannotBuild, build_tiny
+from farskip_compile.tools.zoo.families import moe_families
+from farskip_compile.tools.zoo.tiny import build_tiny
 
-__all__ = ["CannotBuild", "Family", "build_tiny", "moe_families"]
+__all__ = [
+    "build_tiny",
+    "moe_families",
+]

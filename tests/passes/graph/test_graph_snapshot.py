@@ -13,7 +13,8 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.rewire import rewire
 from farskip_compile.passes.rewire.request import ask
-from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
+from farskip_compile.testing.strategies import capture, networks
+from farskip_compile.testing.strategies.network import GeneratedNetwork
 
 
 def state(graph):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 
 from farskip_compile.errors import UnsupportedPatternError
 from farskip_compile.passes.normalize import Normalized, normalize
-from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
+from farskip_compile.testing.strategies import capture, networks
+from farskip_compile.testing.strategies.network import GeneratedNetwork
 from tests.graphs import Layer, MoE, Stack, dynamo, ids
 
 

@@ -15,7 +15,8 @@ from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.residual import read_table
 from farskip_compile.passes.residual.table import BadCell, SubBlock, Table, Term, TermKind
 from farskip_compile.passes.residual.termset import TermSet
-from farskip_compile.testing.strategies import GeneratedNetwork, capture, networks
+from farskip_compile.testing.strategies import capture, networks
+from farskip_compile.testing.strategies.network import GeneratedNetwork
 
 
 def table_of(network: GeneratedNetwork) -> Table:

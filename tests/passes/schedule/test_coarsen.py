@@ -12,7 +12,8 @@ from farskip_compile.passes.schedule.coarsen import LONGEST, coarsen
 from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole, check_order
 from farskip_compile.passes.schedule.timeline import run_timeline
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 from tests.economy import examples
 
 

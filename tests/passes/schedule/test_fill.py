@@ -14,7 +14,8 @@ from farskip_compile.passes.schedule.fill import fill_gaps
 from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import Buffer, Program, Task, TaskRole, check_order
 from farskip_compile.passes.schedule.timeline import run_timeline, simulate
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 
 
 def filled(program: Program, allowed: int = 10**9) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ from hypothesis import given
 from farskip_compile.passes.schedule.least_memory import CANDIDATES, least_memory
 from farskip_compile.passes.schedule.memory import live_bytes
 from farskip_compile.passes.schedule.program import Buffer, Program, Task, check_order
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 
 
 @given(programs().map(consistent))

@@ -25,7 +25,8 @@ from farskip_compile.passes.schedule.program import (
 )
 from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 from tests.passes.schedule.sample_programs import scarce_memory
 
 

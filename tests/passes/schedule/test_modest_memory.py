@@ -13,7 +13,8 @@ from farskip_compile.passes.schedule import search
 from farskip_compile.passes.schedule.program import Program, TaskRole
 from farskip_compile.passes.schedule.search import MODEST, WORTH, MemoryLimits, Schedule, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 from tests.passes.schedule.sample_programs import far_skip_layers, with_memory
 
 INCREASE = 0.3

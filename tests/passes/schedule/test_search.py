@@ -18,7 +18,8 @@ from farskip_compile.passes.schedule.least_memory import least_memory
 from farskip_compile.passes.schedule.program import Program, Task, TaskRole, check_order
 from farskip_compile.passes.schedule.search import MemoryLimits, list_schedule
 from farskip_compile.passes.schedule.timeline import simulate
-from farskip_compile.testing.strategies import consistent, programs
+from farskip_compile.testing.strategies import programs
+from farskip_compile.testing.strategies.programs import consistent
 from tests.economy import examples
 from tests.passes.schedule.sample_programs import far_skip_layers, with_views
 
