@@ -10,25 +10,19 @@ Never: decides by a clock or by anything that ranks do not share: "auto" takes t
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import fx
 
 from farskip_compile.compiler.config import PieceCount
-from farskip_compile.compiler.inductor_passes.marked import MARKING
 from farskip_compile.errors import UnsupportedPatternError, Where
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import Stage
-from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import CHOICES, PiecesCut, Refused, cut_exchanges
+from farskip_compile.passes.runner import PassRunner, log
 from farskip_compile.passes.schedule.search import MemoryLimits, Schedule
 from farskip_compile.verify.piece_bits import same_bits
 from farskip_compile.verify.pieces import verify_pieces
-
-log = logging.getLogger("farskip_compile")
 
 WORTH = 0.01
 """Fraction of the estimated time that more pieces must save."""
@@ -37,7 +31,7 @@ WORTH = 0.01
 def cut_in_pieces(
     graph: fx.Graph,
     pieces: PieceCount,
-    skip: Collection[str],
+    passes: PassRunner,
     *,
     strict: bool,
     scheduled: Callable[[fx.Graph], Schedule],
@@ -48,7 +42,7 @@ def cut_in_pieces(
     Args:
         graph: forward or backward.
         pieces: as asked for.
-        skip: names of passes.
+        passes: runs the pass.
         strict: what can't be cut is an error.
         scheduled: the schedule of a graph, which it may change.
         limits: of the peak, for "auto".
@@ -57,17 +51,14 @@ def cut_in_pieces(
         UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
         VerificationError: what was cut does not compute the same.
     """
-    if pieces == 1 or "pieces" in skip:
+    if pieces == 1 or not passes.is_enabled("pieces"):
         return PiecesCut(1, 0)
     before = GraphSnapshot(graph)
     number, whole = _choose(graph, before, scheduled, limits) if pieces == "auto" else (pieces, ())
     if number == 1:
         return PiecesCut(1, 0, whole)
-    driver = Driver(PASSES, Stage.POST_GRAD, {"graph": graph, "pieces": number}, MARKING)
-    driver.run(through="pieces")
-    found: PiecesCut = driver.facts["pieces_cut"]
-    products = driver.verify(verify_pieces, graph, before)
-    driver.finish()
+    found = passes.apply("pieces", cut_exchanges, graph, number)
+    products = passes.verify(verify_pieces, graph, before)
     for refused in found.refused if pieces != "auto" else ():
         if strict:
             raise UnsupportedPatternError(
@@ -76,7 +67,7 @@ def cut_in_pieces(
                 where=Where(node=refused.node, source=refused.line),
             )
         log.warning("an exchange stays whole: %s", refused)
-    return replace(found, same_bits=driver.step("bits", same_bits, products))
+    return replace(found, same_bits=passes.step("bits", same_bits, products))
 
 
 def _choose(

@@ -17,71 +17,62 @@ Algorithm:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 
 import torch
 from torch import fx
 
-from farskip_compile.compiler.config import PieceCount, PiecesAlong
-from farskip_compile.compiler.inductor_passes.in_pieces import WORTH, log
+from farskip_compile.compiler.config import PieceCount, Resolved
+from farskip_compile.compiler.inductor_passes.in_pieces import WORTH
 from farskip_compile.costs.collectives import collective_seconds
 from farskip_compile.costs.profile import CollectiveKind, HardwareProfile
 from farskip_compile.errors import UnsupportedPatternError, VerificationError, Where
-from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Stage
-from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.graph import comms, ops, user_calls
-from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.graph.walk import spread, walk_back
 from farskip_compile.passes.pieces import CHOICES
 from farskip_compile.passes.pieces.blocks import Exchanges
+from farskip_compile.passes.pieces.by_expert import cut_by_expert
 from farskip_compile.passes.pieces.gathered import BY_GATHER, gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece, note
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.pieces.tokens import TokensCut
+from farskip_compile.passes.pieces.tokens import cut_by_token
+from farskip_compile.passes.pieces.tokens.onward import hand_on
 from farskip_compile.passes.pieces.tokens.order import has_no_rows
 from farskip_compile.passes.pieces.tokens.region import CopiedRegion
+from farskip_compile.passes.runner import log
+from farskip_compile.passes.safe_edit import GraphCopy
 from farskip_compile.verify.blocks import verify_blocks
 from farskip_compile.verify.tokens import verify_tokens
 
-BY_EXPERT, BY_TOKEN, GO_ON = "pieces_by_expert", "pieces_by_token", "pieces_go_on"
-"""Names of passes."""
-OTHERS = frozenset(one.name for one in PASSES if one.stage is Stage.REWIRED)
 UncutReasons = dict[str, tuple[str, Where]]
 """By the launch of an exchange that is not cut: why, and where."""
 
 
-def cut_without_drops(
-    module: fx.GraphModule,
-    pieces: PieceCount,
-    along: PiecesAlong,
-    skip: Collection[str],
-    profile: HardwareProfile,
-    *,
-    strict: bool,
-) -> None:
+def cut_without_drops(module: fx.GraphModule, config: Resolved, profile: HardwareProfile) -> None:
     """Cut the exchanges of a Dynamo graph whose sizes data decides.
 
     Raises:
         UnsupportedPatternError: one of them can't be cut in the number of pieces that was asked for.
         VerificationError: what was cut by expert does not compute the same.
     """
+    pieces, along, skip = config.pieces, config.pieces_along, config.disable_passes
     if pieces == 1:
         return
     whole: UncutReasons = {}
-    if along != "tokens" and BY_EXPERT not in skip:
-        whole = _by_expert(module.graph, pieces, profile)
+    if along != "tokens" and "pieces_by_expert" not in skip:
+        whole = _by_expert(module, pieces, profile)
     if along == "experts":
         for launch in (one.launch for one in gathered_exchanges(module.graph)):
             whole[launch.name] = BY_GATHER, user_calls.where(launch)
             note(launch, BY_GATHER)
-    if along != "experts" and BY_TOKEN not in skip:
+    if along != "experts" and "pieces_by_token" not in skip:
         whole = _by_token(module, pieces, profile, whole)
     kind = "by all-gather" if gathered_exchanges(module.graph) else "whose sizes data decides"
     for reason, where in whole.values() if pieces != "auto" else ():
-        if strict:
+        if config.strict:
             raise UnsupportedPatternError(
                 f"an exchange {kind} can't be cut in {pieces} pieces: {reason}",
                 way_out='pieces="auto" or strict=False leave it whole, pieces=1 all of them',
@@ -90,22 +81,17 @@ def cut_without_drops(
         log.warning("an exchange stays whole: %s", reason)
 
 
-def hand_on_pieces(module: fx.GraphModule, skip: Collection[str]) -> None:
-    """In a part of a model whose exchanges were cut by tokens, let pieces that come in go on as they are. Where that
-    can't be done, or is not proved, they are joined, as they came.
+def hand_on_pieces(module: fx.GraphModule, config: Resolved) -> None:
+    """Let pieces of tokens that come into a part of a model, whose exchanges were cut by tokens, go on as they are.
+
+    Where that can't be done, or is not proved, they are joined, as they came.
     """
-    if BY_TOKEN in skip or GO_ON in skip:
+    if "pieces_by_token" in config.disable_passes or "pieces_go_on" in config.disable_passes:
         return
-    before = GraphSnapshot(module.graph)
-    twin = before.restore()
-    twin.owning_module = module
-    driver = Driver(PASSES, Stage.REWIRED, {"graph": twin}, OTHERS - {GO_ON})
+    copy = GraphCopy(module, Stage.REWIRED)
     try:
-        driver.run()
-        if driver.facts["handed_on"]:
-            driver.verify(verify_tokens, twin, before)
-            driver.finish()
-            module.graph = twin
+        if copy.passes.apply("pieces_go_on", hand_on, copy.graph):
+            copy.verify_and_swap(verify_tokens)
     except (NotSeparableError, VerificationError) as error:
         log.warning("pieces of tokens that came in from the layer before are joined: %s", error.reason)
 
@@ -113,15 +99,13 @@ def hand_on_pieces(module: fx.GraphModule, skip: Collection[str]) -> None:
 # By expert
 
 
-def _by_expert(graph: fx.Graph, pieces: PieceCount, profile: HardwareProfile) -> UncutReasons:
-    """Cut in place."""
-    before = GraphSnapshot(graph)
+def _by_expert(module: fx.GraphModule, pieces: PieceCount, profile: HardwareProfile) -> UncutReasons:
+    """Cut the exchanges of experts that have products of their own. Return why the others stay whole."""
     how_many = partial(_best_by_expert, profile) if pieces == "auto" else lambda _: pieces
-    driver = Driver(PASSES, Stage.REWIRED, {"graph": graph, "how_many": how_many}, OTHERS - {BY_EXPERT})
-    driver.run()
-    driver.verify(verify_blocks, graph, before)
-    driver.finish()
-    return {one.node.name: (one.reason, user_calls.where(one.node)) for one in driver.facts["stay_whole"]}
+    copy = GraphCopy(module, Stage.REWIRED)
+    stay_whole = copy.passes.apply("pieces_by_expert", cut_by_expert, copy.graph, how_many)
+    copy.verify_and_swap(verify_blocks)
+    return {one.node.name: (one.reason, user_calls.where(one.node)) for one in stay_whole}
 
 
 def _best_by_expert(profile: HardwareProfile, exchanges: Exchanges) -> int:
@@ -138,21 +122,14 @@ def _best_by_expert(profile: HardwareProfile, exchanges: Exchanges) -> int:
 def _by_token(
     module: fx.GraphModule, pieces: PieceCount, profile: HardwareProfile, whole: UncutReasons
 ) -> UncutReasons:
-    """Cut what is whole; what then still is."""
-    before = GraphSnapshot(module.graph)
-    twin = before.restore()
-    twin.owning_module = module
+    """Cut each uncut exchange by token. Return the reasons for those that stay uncut, by node name."""
     how_many = partial(_best_by_token, profile) if pieces == "auto" else lambda _: pieces
-    facts = {"graph": twin, "pieces_of": how_many}
-    driver = Driver(PASSES, Stage.REWIRED, facts, OTHERS - {BY_TOKEN})
+    copy = GraphCopy(module, Stage.REWIRED)
     try:
-        driver.run()
-        cut: TokensCut = driver.facts["tokens_cut"]
+        cut = copy.passes.apply("pieces_by_token", cut_by_token, copy.graph, how_many)
         left = {(one.launch or one.node).name: (one.reason, user_calls.where(one.node)) for one in cut.whole}
         if cut.pairs:
-            driver.verify(verify_tokens, twin, before)
-            driver.finish()
-            module.graph = twin
+            copy.verify_and_swap(verify_tokens)
     except (NotSeparableError, VerificationError) as error:
         where = user_calls.where(error.node) if isinstance(error, NotSeparableError) else error.where or Where()
         left = {_whole(module.graph)[0].name: (error.reason, where)}

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from farskip_compile.compiler.config import FarSkipConfig
-from farskip_compile.compiler.inductor_passes import UNFUSED
+from farskip_compile.compiler.inductor_passes.plan import UNFUSED
 from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.simulate.phases import PhaseProgram, read_phases

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of passes and the driver: contracts, order, log, trace, verification; and passes left out."""
+"""The table of passes and the runner: contracts, order, log, trace, verification; edited copies; disabled passes."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,49 +15,30 @@ import torch
 from torch import fx
 from torch._logging._internal import trace_log
 
+import farskip_compile
 from farskip_compile import FarSkipConfig
 from farskip_compile.compiler.config import resolve
 from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import ConfigError, VerificationError
 from farskip_compile.passes import PASSES
 from farskip_compile.passes.contract import Changes, Pass, Stage, why_indispensable
-from farskip_compile.passes.driver import Driver, difference
+from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.residual.tags import KEY
+from farskip_compile.passes.runner import PassRunner, difference
+from farskip_compile.passes.safe_edit import GraphCopy, OriginalGraph
 from farskip_compile.testing.strategies.network import WIDTH
 from tests.graphs import Dense, Layer, MoE, Stack, dynamo, ids
-
-GIVEN = {
-    Stage.DYNAMO: {
-        *("module", "graph", "autocast", "table", "connectivity", "layers", "leaving", "pieces_later"),
-        *("stream", "regions", "term_names", "table_as_wired"),
-    },
-    Stage.POST_GRAD: {
-        *("graph", "facts", "training", "pieces", "regroup"),
-        *("estimate", "limits", "in_place", "backward"),
-    },
-    Stage.BEFORE_FUSION: {"kernels"},
-    Stage.AFTER_FUSION: {"kernels", "estimate", "limits", "input_bytes"},
-}
-"""What `pipeline` and `inductor_passes` give the passes of each stage."""
-
 
 # The table
 
 
-def test_each_pass_is_provided_with_what_it_needs() -> None:
-    for stage, given in GIVEN.items():
-        known = set(given)
-        for one in PASSES:
-            if one.stage is stage:
-                assert known.issuperset({*one.takes, *one.requires}), one.name
-                known.update(one.provides)
-
-
-def test_each_function_takes_what_the_table_says() -> None:
-    for one in PASSES:
-        inspect.signature(one.load()).bind(*one.takes)
+def test_names_are_unique_and_what_a_pass_requires_comes_before_it() -> None:
     names = [one.name for one in PASSES]
     assert len(names) == len(set(names))
+    stage_of = {one.name: one.stage for one in PASSES}
+    for place, one in enumerate(PASSES):
+        assert set(one.requires) <= set(names[:place]), one.name
+        assert {stage_of[name] for name in one.requires} <= {one.stage}
 
 
 def test_stages_stand_in_the_order_in_which_they_run() -> None:
@@ -65,21 +46,19 @@ def test_stages_stand_in_the_order_in_which_they_run() -> None:
     assert stages == sorted(stages, key=list(Stage).index)
 
 
-# The driver
+def test_each_pass_is_applied_at_one_place_of_the_source() -> None:
+    """So that the table, the runner and the callers name the same passes."""
+    root = Path(str(farskip_compile.__file__)).parent / "compiler"
+    source = "\n".join(path.read_text() for path in root.rglob("*.py"))
+    names = re.findall(r"\.apply\(\s*\"(\w+)\",", source)
+    assert sorted(names) == sorted(one.name for one in PASSES)
 
 
-@dataclass(frozen=True)
-class Toy(Pass):
-    """A pass whose function is given."""
-
-    call: Callable[..., Any] = lambda graph: None
-
-    def load(self) -> Callable[..., Any]:
-        return self.call
+# The runner
 
 
-def toy(name: str, call: Callable[..., Any] = lambda graph: None, **fields: Any) -> Toy:
-    return Toy(name, "", Stage.DYNAMO, "a toy", call=call, **{"takes": ("graph",), **fields})
+def toy(name: str, changes: Changes = Changes.NOTHING, **fields: Any) -> Pass:
+    return Pass(name, Stage.DYNAMO, changes, "a toy", **fields)
 
 
 def small_graph() -> fx.Graph:
@@ -88,72 +67,55 @@ def small_graph() -> fx.Graph:
     return graph
 
 
-def driver(*passes: Pass, graph: fx.Graph | None = None, skip: tuple[str, ...] = ()) -> Driver:
-    return Driver(passes, Stage.DYNAMO, {"graph": graph or small_graph()}, skip)
+def runner(*passes: Pass, graph: fx.Graph | None = None, disabled: tuple[str, ...] = ()) -> PassRunner:
+    return PassRunner(Stage.DYNAMO, graph or small_graph(), disabled, passes=passes)
 
 
-def test_facts_go_from_pass_to_pass() -> None:
-    made = toy("make", lambda graph: (1, 2), provides=("one", "two"))
-    used = toy("use", lambda two, one: two - one, takes=("two", "one"), provides=("difference",))
-    found = driver(made, used)
-    assert found.run(through="make")
-    assert "difference" not in found.facts
-    assert found.run()
-    assert found.facts["difference"] == 1
+def test_a_pass_gets_its_arguments_and_its_result_comes_back() -> None:
+    found = runner(toy("make"), toy("use"))
+    made = found.apply("make", lambda one, *, other: (one, other), 1, other=2)
+    assert made == (1, 2)
+    assert found.apply("use", lambda pair: pair[1] - pair[0], made) == 1
     assert list(found.seconds) == ["make", "use"]
 
 
-def test_only_passes_that_are_left_can_be_run() -> None:
-    found = driver(toy("make"))
-    with pytest.raises(VerificationError, match="no pass called mke is left to run"):
-        found.run(through="mke")
-    found.run(through="make")
-    with pytest.raises(VerificationError, match="no pass called make is left to run"):
-        found.run(through="make")
-
-
-def test_passes_of_another_stage_do_not_run() -> None:
-    found = Driver([toy("make", provides=("one",))], Stage.POST_GRAD, {"graph": small_graph()})
-    assert found.run()
-    assert not found.seconds
-
-
 @pytest.mark.parametrize(
-    ("passes", "words"),
+    ("names", "words"),
     [
-        ([toy("use", takes=("table",))], "the pass use needs table, which no earlier pass provides"),
-        ([toy("use", requires=("normalized",))], "the pass use needs normalized"),
-        ([toy("make", provides=("table",))], "the pass make did not deliver table"),
-        ([toy("make", lambda graph: (1, None), provides=("one", "two"))], "did not deliver one, two"),
-        ([toy("make", lambda graph: 1, provides=("one", "two"))], "did not deliver one, two"),
+        (("mke",), "the Dynamo graph has no pass called mke"),
+        (("elsewhere",), "the Dynamo graph has no pass called elsewhere"),
+        (("make", "make"), "the pass make does not come after make"),
+        (("use",), "the pass use needs make, which did not run"),
+        (("last", "make"), "the pass make does not come after last"),
+        (("off",), "the pass off is disabled"),
     ],
 )
-def test_a_broken_contract_is_an_error(passes: list[Pass], words: str) -> None:
+def test_a_broken_contract_is_an_error(names: tuple[str, ...], words: str) -> None:
+    elsewhere = Pass("elsewhere", Stage.POST_GRAD, Changes.NOTHING, "a toy")
+    passes = (toy("make"), toy("use", requires=("make",)), toy("off"), toy("last"), elsewhere)
+    found = runner(*passes, disabled=("off",))
+    *earlier, wrong = names
+    for name in earlier:
+        found.apply(name, lambda: None)
     with pytest.raises(VerificationError, match=words):
-        driver(*passes).run()
+        found.apply(wrong, lambda: None)
 
 
-def test_a_pass_may_decline() -> None:
-    found = driver(toy("read", provides=("table",), may_decline=True), toy("use", takes=("table",)))
-    assert not found.run()
-    assert "table" not in found.facts
-
-
-def test_what_nobody_gets_without_the_pass_that_is_left_out() -> None:
-    made, used = toy("make", lambda graph: 1, provides=("one",)), toy("use", takes=("one",))
-    with pytest.raises(VerificationError, match="use needs one"):
-        driver(made, used, skip=("make",)).run()
+def test_what_is_disabled_is_known_before_it_runs() -> None:
+    found = runner(toy("make"), disabled=("make",))
+    assert not found.is_enabled("make")
+    assert found.is_enabled("use")
 
 
 @pytest.mark.parametrize("changes", [one for one in Changes if one is not Changes.NOTHING])
 def test_nothing_is_delivered_unverified(changes: Changes) -> None:
-    found = driver(toy("edit", changes=changes), toy("again", changes=changes))
-    found.run(through="edit")
+    found = runner(toy("edit", changes), toy("again", changes))
+    found.apply("edit", lambda: None)
     with pytest.raises(VerificationError, match="what edit made was not verified"):
         found.finish()
     assert found.verify(lambda: "right") == "right"
     found.finish()
-    found.run()
+    found.apply("again", lambda: None)
     with pytest.raises(VerificationError, match="what again made was not verified"):
         found.finish()
 
@@ -163,12 +125,62 @@ def test_an_edited_graph_is_linted() -> None:
         placeholder, sin, _ = graph.nodes
         sin.append(placeholder)
 
-    analysed, edited = (driver(toy("a", misplace, changes=one)) for one in (Changes.NOTHING, Changes.FORM))
-    for found in (analysed, edited):
-        found.run()
-    analysed.verify(lambda: None)
+    def misplaced(changes: Changes) -> PassRunner:
+        graph = small_graph()
+        found = runner(toy("a", changes), graph=graph)
+        found.apply("a", misplace, graph)
+        return found
+
+    misplaced(Changes.NOTHING).verify(lambda: None)
     with pytest.raises(RuntimeError, match="used before it has been defined"):
-        edited.verify(lambda: None)
+        misplaced(Changes.FORM).verify(lambda: None)
+
+
+# A copy that is edited
+
+
+def edited(copy: GraphCopy) -> None:
+    (sin,) = copy.graph.find_nodes(op="call_function", target=torch.sin)
+    sin.target = torch.cos
+
+
+def test_a_copy_takes_the_place_of_the_graph_once_it_is_verified() -> None:
+    module = fx.GraphModule({}, small_graph())
+    before = module.graph
+    copy = GraphCopy(module, Stage.REWIRED)
+    copy.passes.apply("pieces_go_on", edited, copy)
+    assert module.graph is before
+    seen: list[fx.Graph] = []
+    copy.verify_and_swap(lambda graph, snapshot: seen.append(graph))
+    assert seen == [copy.graph]
+    assert module.graph is copy.graph
+    assert module.graph.find_nodes(op="call_function", target=torch.cos)
+
+
+def test_a_copy_that_is_refused_leaves_the_graph_as_it_was() -> None:
+    def refuse(graph: fx.Graph, snapshot: GraphSnapshot) -> None:
+        raise VerificationError("not the same")
+
+    module = fx.GraphModule({}, small_graph())
+    before = module.graph
+    copy = GraphCopy(module, Stage.REWIRED)
+    copy.passes.apply("pieces_go_on", edited, copy)
+    with pytest.raises(VerificationError, match="not the same"):
+        copy.verify_and_swap(refuse)
+    assert module.graph is before
+    assert not module.graph.find_nodes(op="call_function", target=torch.cos)
+
+
+def test_the_original_is_put_back_with_its_children() -> None:
+    module = fx.GraphModule({}, small_graph())
+    text = str(module.graph)
+    original = OriginalGraph(module)
+    (sin,) = module.graph.find_nodes(op="call_function", target=torch.sin)
+    sin.target = torch.cos
+    module.add_module("added", torch.nn.Identity())
+    original.put_back()
+    assert str(module.graph) == text
+    assert not hasattr(module, "added")
 
 
 def test_differences_in_words() -> None:
