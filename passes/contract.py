@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a pass in `PASSES`: its name, stage and purpose, and what it may change. Data only."""
+"""The table of all passes: their order, names, stages and purposes, and what each may change. Data only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -50,14 +49,131 @@ class Pass:
     """Names of the passes that must have run on the same graph before."""
 
 
-def why_indispensable(passes: Sequence[Pass], name: str) -> str:
+PASSES = (
+    Pass(
+        "arrive",
+        Stage.DYNAMO,
+        Changes.FORM,
+        "open activation checkpoints; in a part of a model, write out what an earlier part has left to do",
+    ),
+    Pass("normalize", Stage.DYNAMO, Changes.FORM, "give each value one name", requires=("arrive",)),
+    Pass(
+        "residual", Stage.DYNAMO, Changes.NOTHING, "read the connectivity table off the graph", requires=("normalize",)
+    ),
+    Pass(
+        "request",
+        Stage.DYNAMO,
+        Changes.NOTHING,
+        "translate the connectivity asked for into the terms that each row leaves out",
+    ),
+    Pass(
+        "rewire",
+        Stage.DYNAMO,
+        Changes.FUNCTION,
+        "edit the graph to match the request",
+        requires=("residual", "request"),
+    ),
+    Pass(
+        "merge_reductions",
+        Stage.DYNAMO,
+        Changes.ROUNDING,
+        "on request: one all-reduce for the attention and the shared experts, or for all of a layer",
+        requires=("rewire",),
+    ),
+    Pass(
+        "tags",
+        Stage.DYNAMO,
+        Changes.NOTHING,
+        "note on each node which terms it computes, for reports and for the first order that is tried",
+    ),
+    Pass(
+        "depart",
+        Stage.DYNAMO,
+        Changes.INTERFACE,
+        "in a part of a model: return apart, and in flight, the terms that the next part leaves out",
+    ),
+    Pass(
+        "micro_batches",
+        Stage.REWIRED,
+        Changes.ROUNDING,
+        "on request: cut the batch in parts, each with exchanges of its own through the whole stack",
+    ),
+    Pass(
+        "pieces_by_expert",
+        Stage.REWIRED,
+        Changes.ROUNDING,
+        "on request: cut exchanges without drops in pieces, each the rows of some local experts",
+    ),
+    Pass(
+        "pieces_by_token",
+        Stage.REWIRED,
+        Changes.ROUNDING,
+        "on request: cut exchanges without drops in pieces, each the rows of some tokens",
+    ),
+    Pass(
+        "pieces_go_on",
+        Stage.REWIRED,
+        Changes.ROUNDING,
+        "in a part of a model: hand pieces of tokens that come in on to its exchange, each by itself",
+    ),
+    Pass(
+        "custom_collectives",
+        Stage.POST_GRAD,
+        Changes.ORDER,
+        "mark collectives by the user's own operators: launches, and waits that hold what is in flight",
+    ),
+    Pass(
+        "host_reads",
+        Stage.POST_GRAD,
+        Changes.FORM,
+        "on a device: copy the numbers that the host reads of one tensor at once, with compute under the copy",
+    ),
+    Pass(
+        "pieces",
+        Stage.POST_GRAD,
+        Changes.ROUNDING,
+        "on request: cut exchanges and what lies between them in pieces, along local experts or slots",
+    ),
+    Pass(
+        "in_flight",
+        Stage.POST_GRAD,
+        Changes.ORDER,
+        "in a part of a model: leave to the next part the waits that only it needs",
+    ),
+    Pass(
+        "collectives",
+        Stage.POST_GRAD,
+        Changes.FORM,
+        "leave one launch and one wait for each collective; on request, move all-to-alls to their own group",
+        requires=("custom_collectives",),
+    ),
+    Pass("schedule_graph", Stage.POST_GRAD, Changes.ORDER, "order the graph for overlap", requires=("collectives",)),
+    Pass(
+        "pin_waits",
+        Stage.POST_GRAD,
+        Changes.ORDER,
+        "keep each wait after the products that hide its collective, through fusion",
+        requires=("collectives",),
+    ),
+    Pass(
+        "pin_products",
+        Stage.BEFORE_FUSION,
+        Changes.FORM,
+        "keep the products that hide a collective after its launch, through fusion",
+    ),
+    Pass("schedule_kernels", Stage.AFTER_FUSION, Changes.ORDER, "order the fused kernels for overlap"),
+)
+"""All passes, in the order in which they run."""
+
+
+def why_indispensable(name: str) -> str:
     """Return the reason why the pass called `name` can't be left out; empty if it can."""
-    one = next(one for one in passes if one.name == name)
+    one = next(one for one in PASSES if one.name == name)
     if one.changes is Changes.FUNCTION:
         return "it makes the function that is asked for"
     if one.changes is Changes.INTERFACE:
         return "the graph after it takes what it returns"
-    for other in passes:
+    for other in PASSES:
         if name in other.requires:
             return f"{other.name} needs what it provides"
     return ""

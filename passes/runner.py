@@ -22,8 +22,7 @@ from torch import fx
 
 from farskip_compile._compat import inductor, is_tracing, trace_artifact
 from farskip_compile.errors import VerificationError
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import Pass, Stage
+from farskip_compile.passes.contract import PASSES, Pass, Stage
 from farskip_compile.passes.graph import ops
 
 log = logging.getLogger("farskip_compile")

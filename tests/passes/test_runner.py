@@ -20,8 +20,7 @@ from farskip_compile import FarSkipConfig
 from farskip_compile.compiler.config import resolve
 from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import ConfigError, VerificationError
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import Changes, Pass, Stage, why_indispensable
+from farskip_compile.passes.contract import PASSES, Changes, Pass, Stage, why_indispensable
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.residual.tags import KEY
 from farskip_compile.passes.runner import PassRunner, difference
@@ -263,7 +262,7 @@ def test_without_tags_the_function_is_the_same() -> None:
 
 
 def test_which_passes_can_be_left_out() -> None:
-    optional = {one.name for one in PASSES if not why_indispensable(PASSES, one.name)}
+    optional = {one.name for one in PASSES if not why_indispensable(one.name)}
     assert optional == {
         "merge_reductions",
         "tags",

@@ -20,8 +20,7 @@ import torch.distributed as dist
 
 import farskip_compile
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import Stage
+from farskip_compile.passes.contract import PASSES, Stage
 from farskip_compile.records.processes import VARIABLE, read_folder
 from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
