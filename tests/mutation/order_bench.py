@@ -38,9 +38,9 @@ c10d = torch.ops._c10d_functional
 SIZE = 64
 
 
-def plan(**options: Any) -> Plan:
+def plan(common: dict[str, Any] | None = None, **options: Any) -> Plan:
     config = FarSkipConfig(memory_increase=1e6, **options)
-    return Plan(config=resolve(config), profile=load_profile("cpu-gloo"))
+    return Plan(config=resolve(config), profile=load_profile("cpu-gloo"), common=common or {})
 
 
 class Graph:
