@@ -15,23 +15,17 @@ import torch
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.models.cache import KeyValueCache
-from farskip_compile.models.chunked_form import ChunkedForm
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.decoder import Decoder, build_decoder
 from farskip_compile.models.expert_load import load_per_expert
 from farskip_compile.models.farskip_form import FarSkipForm
-from farskip_compile.models.micro_batched_form import MicroBatchedForm
-from farskip_compile.models.overlapped_form import OverlappedForm
 
 __all__ = [
     "MODELS",
-    "ChunkedForm",
     "Decoder",
     "FarSkipForm",
     "KeyValueCache",
-    "MicroBatchedForm",
     "ModelConfig",
-    "OverlappedForm",
     "ParallelConfig",
     "build",
     "build_decoder",

@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models.async_collectives import Streams
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.decoder import Decoder, DecoderLayer
-from farskip_compile.models.overlapped_all_reduce import all_reduce_layer
-from farskip_compile.models.overlapped_all_to_all import all_to_all_layer
+from hand_forms.async_collectives import Streams
+from hand_forms.overlapped_all_reduce import all_reduce_layer
+from hand_forms.overlapped_all_to_all import all_to_all_layer
 
 
 class OverlappedForm(nn.Module):

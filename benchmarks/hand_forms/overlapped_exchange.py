@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from farskip_compile.models.async_collectives import BackwardOrder, launch_all_to_all
 from farskip_compile.models.experts import Experts
+from hand_forms.async_collectives import BackwardOrder, launch_all_to_all
 
 
 class RowsInFlight(ABC):

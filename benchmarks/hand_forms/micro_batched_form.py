@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.models.async_collectives import Launched
-from farskip_compile.models.chunked_form import ExpertChunk, Permuted, permuted, refuse_unless_all_to_all
 from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import Launched
+from hand_forms.chunked_form import ExpertChunk, Permuted, permuted, refuse_unless_all_to_all
 
 
 @dataclass

@@ -31,12 +31,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models.async_collectives import BackwardOrder, Launched, launch_all_to_all
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import BackwardOrder, Launched, launch_all_to_all
 
 Counts = Sequence[Sequence[int]]
 """Rows, by the other rank and the expert of the receiving one."""

@@ -29,13 +29,13 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import BackwardOrder, Streams, backward_at
 from farskip_compile.models.attention import Heads
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
-from farskip_compile.models.overlapped_exchange import make_exchange
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import BackwardOrder, Streams, backward_at
+from hand_forms.overlapped_exchange import make_exchange
 
 
 def all_to_all_layer(layer: DecoderLayer, streams: Streams, rope: Rope) -> Streams:

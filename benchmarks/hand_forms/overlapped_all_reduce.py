@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import Streams, launch_all_reduce
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import Streams, launch_all_reduce
 
 
 def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last: bool, merge: bool) -> Streams:
