@@ -23,10 +23,10 @@ SHORTEST = 1e-9
 
 
 def write_trace(found: Prediction, path: Path) -> None:
-    """Write all orders of a prediction to `path`, compressed if it ends in `.gz`.
+    """Write all orders of a prediction to `path`, compressed if the name ends in `.gz`.
 
     Raises:
-        ConfigError: it can't be written.
+        ConfigError: the file can't be written.
     """
     events = [
         event
