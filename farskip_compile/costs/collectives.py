@@ -49,7 +49,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.distributed import group_size, is_group, world_size
-from farskip_compile.costs.memory import SizeHint, tensor_bytes, tensors_of
+from farskip_compile.costs.memory import SizeHint, node_bytes, operand_tensors, tensor_bytes
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.passes.graph import comms, ops, user_calls
@@ -97,11 +97,11 @@ def collective_cost(node: fx.Node, size: SizeHint) -> CollectiveCost:
         )
     group = comms.process_group(node)
     ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else _ranks(node, group)
-    given = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
+    sent = operand_tensors(node)
     if isinstance(out := node.kwargs.get("out"), fx.Node):
-        given = [value for value in given if value is not ops.fake(out)]
-    got = tensors_of(ops.fake(node))
-    fewer, most = sorted(sum(tensor_bytes(value, size) for value in values) for values in (given, got))
+        sent = [value for value in sent if value is not ops.fake(out)]
+    bytes_sent = sum(tensor_bytes(value, size) for value in sent)
+    fewer, most = sorted((bytes_sent, node_bytes(node, size)))
     return CollectiveCost(kind, most, group, ranks, fewer if kind == "all_to_all" and fewer < most else None)
 
 
@@ -110,8 +110,8 @@ def _arriving(wait: fx.Node, flight: tuple[str, str], size: SizeHint) -> Collect
     operator, group = flight
     kind: CollectiveKind = next((kind for kind in COLLECTIVE_KINDS if operator.startswith(kind)), "broadcast")
     ranks = group_size(group)
-    got = sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(wait)))
-    return CollectiveCost(kind, got * ranks if kind == "reduce_scatter" else got, group, ranks)
+    received = node_bytes(wait, size)
+    return CollectiveCost(kind, received * ranks if kind == "reduce_scatter" else received, group, ranks)
 
 
 def _ranks(node: fx.Node, group: str) -> int:

@@ -119,20 +119,23 @@ class Estimates:
             traffic: of the fused kernel.
         """
         parts = list(parts)
-        if blocks := [one for extern, origins in parts if extern for one in origins[:1] if _blocks(one)]:
-            return sum(map(self.collective, blocks))
-        flops = [self._product(origins) for extern, origins in parts if extern]
-        seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in flops if cost.kind in COMPUTED]
+        library_calls = [origins for calls_library, origins in parts if calls_library]
+        loops = [origins for calls_library, origins in parts if not calls_library]
+        if blocking := [origins[0] for origins in library_calls if origins and _blocks(origins[0])]:
+            return sum(map(self.collective, blocking))
+        products = list(map(self._product, library_calls))
+        seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in products if cost.kind in COMPUTED]
         if seconds:
             return sum(seconds)
-        if any(extern and self._product(origins).kind == "sync" for extern, origins in parts):
+        if any(cost.kind == "sync" for cost in products):
             return op_seconds(OpCost(0, traffic, 0, None, "sync"), self.profile)
-        loops = [origins for extern, origins in parts if not extern]
-        made = {node: self._fresh[node] for origins in loops for node in origins if node in self._fresh}
+        fresh: dict[fx.Node, int] = {}
+        for origins in loops:
+            fresh |= {node: self._fresh[node] for node in origins if node in self._fresh}
         moved = sum(transposed_bytes(origins, self.size) for origins in loops)
         arithmetic, launches = kernel_ops(loops, self.size), 1 if traffic else 0
         cost = OpCost(0, traffic, 0, None, "memory", launches, element_ops=arithmetic, transposed_bytes=moved)
-        return op_seconds(replace(cost, fresh=tuple(made.values())), self.profile)
+        return op_seconds(replace(cost, fresh=tuple(fresh.values())), self.profile)
 
     def _product(self, origins: list[fx.Node]) -> OpCost:
         """Return the cost of the costliest product among the nodes of a library call, else of the first node."""

@@ -89,7 +89,9 @@ def fresh_bytes(graph: fx.Graph, size: SizeHint) -> dict[fx.Node, int]:
     if not large:
         return {}
     place = {node: index for index, node in enumerate(graph.nodes)}
-    ends = {node: max((place[reader] for reader in readers(node)), default=place[node]) for node in large}
+    ends = {}
+    for node in large:
+        ends[node] = max((place[reader] for reader in readers(node)), default=place[node])
     dead: Counter[int] = Counter()
     found: dict[fx.Node, int] = {}
     replaced: set[fx.Node] = set()

@@ -34,7 +34,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile.costs.fusion import tagged
-from farskip_compile.costs.memory import SizeHint, tensor_bytes, tensors_of
+from farskip_compile.costs.memory import SizeHint, operand_tensors, tensor_bytes, tensors_of
 from farskip_compile.passes.graph import ops
 
 SERIES = ("cos", "exp", "exp2", "expm1", "log2", "reciprocal", "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt")
@@ -52,8 +52,8 @@ def element_ops(node: fx.Node, size: SizeHint) -> int:
     """Return the elementwise operations of `node` by itself, over the larger of its operands and results."""
     if (count := weight(node)) == 0:
         return 0
-    values = [value for one in (node, *node.all_input_nodes) for value in tensors_of(ops.fake(one))]
-    return count * max(prod(size(length) for length in value.shape) for value in values)
+    values = [*tensors_of(ops.fake(node)), *operand_tensors(node)]
+    return count * max(prod(map(size, value.shape)) for value in values)
 
 
 def weight(node: fx.Node) -> int:
@@ -133,6 +133,7 @@ def _moves_the_innermost(node: fx.Node) -> bool:
 
 def _steps(node: fx.Node, size: SizeHint) -> tuple[int, ...]:
     """Return the shape that `node` runs over: that of its value, or of the operand that it reduces."""
-    reads = node.all_input_nodes if tagged(node, torch.Tag.reduction) else []
-    values = [value for one in (node, *reads) for value in tensors_of(ops.fake(one))]
+    values = tensors_of(ops.fake(node))
+    if tagged(node, torch.Tag.reduction):
+        values = [*values, *operand_tensors(node)]
     return max((tuple(map(size, value.shape)) for value in values), key=prod, default=())

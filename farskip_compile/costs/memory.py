@@ -85,6 +85,14 @@ def tensors_of(value: object) -> list[torch.Tensor]:
     return [tensor for part in value for tensor in tensors_of(part)] if isinstance(value, list | tuple) else []
 
 
+def operand_tensors(node: fx.Node) -> list[torch.Tensor]:
+    """Return the tensors in the values of the inputs of `node`."""
+    found: list[torch.Tensor] = []
+    for source in node.all_input_nodes:
+        found += tensors_of(ops.fake(source))
+    return found
+
+
 def tensor_bytes(value: torch.Tensor, size: SizeHint) -> int:
     """Return the bytes of the elements that `value` shows; a broadcast dimension (stride 0) counts once."""
     strides = value.stride() if value.layout is torch.strided else (1,) * value.dim()

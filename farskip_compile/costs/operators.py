@@ -31,7 +31,7 @@ from torch import fx
 from farskip_compile._compat import HigherOrderOperator, OpOverload
 from farskip_compile.costs.fusion import fused_traffic
 from farskip_compile.costs.loops import element_ops
-from farskip_compile.costs.memory import SizeHint, is_free, is_sync, tensors_of, traffic
+from farskip_compile.costs.memory import SizeHint, is_free, is_sync, operand_tensors, tensors_of, traffic
 from farskip_compile.costs.products import count_flops, executed_part, flop_kind, formula_of, is_backward, product_shape
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.graph import comms, ops
@@ -49,9 +49,9 @@ class OpCost:
     flops: int
     """Floating-point operations as torch counts them: a multiply-add is two, masks are ignored."""
     bytes_read: int
-    """From memory."""
+    """Bytes read from memory."""
     bytes_written: int
-    """To memory."""
+    """Bytes written to memory."""
     dtype: torch.dtype | None
     """The type of the operands; None for operators that cost nothing."""
     kind: OpKind
@@ -97,7 +97,9 @@ def op_cost(node: fx.Node, size: SizeHint, *, fused: bool = False) -> OpCost:
         return dataclasses.replace(FREE, kind="collective")
     formula = formula_of(node) if node.op == "call_function" else None
     if formula is None and isinstance(node.target, HigherOrderOperator) and (bodies := _bodies(node)):
-        costs = [combine(op_cost(inner, size, fused=fused) for inner in body.nodes) for body in bodies]
+        costs = []
+        for body in bodies:
+            costs.append(combine(op_cost(inner, size, fused=fused) for inner in body.nodes))
         return max(costs, key=_size) if node.target.name() == "cond" else combine(costs)
     if is_free(node):
         return FREE
@@ -133,11 +135,15 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
     products = [cost for cost in costs if cost.flops]
     flops = sum(cost.flops for cost in products)
     alone = products[0] if len(products) == 1 else FREE
-    summed = ("flops", "bytes_read", "bytes_written", "launches", "element_ops", "transposed_bytes")
     return OpCost(
+        flops=flops,
+        bytes_read=sum(cost.bytes_read for cost in costs),
+        bytes_written=sum(cost.bytes_written for cost in costs),
         dtype=main.dtype,
         kind=main.kind,
-        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
+        launches=sum(cost.launches for cost in costs),
+        element_ops=sum(cost.element_ops for cost in costs),
+        transposed_bytes=sum(cost.transposed_bytes for cost in costs),
         executed=sum(cost.flops * cost.executed for cost in costs) / flops if flops else 1.0,
         shape=alone.shape,
         batch=alone.batch,
@@ -163,8 +169,7 @@ def _size(cost: OpCost) -> tuple[float, int, int]:
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
     """Return the type of the first floating-point operand, else of the first tensor."""
-    operands = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
-    tensors = [*operands, *tensors_of(ops.fake(node))]
+    tensors = [*operand_tensors(node), *tensors_of(ops.fake(node))]
     return next((value.dtype for value in tensors if value.is_floating_point()), tensors[0].dtype if tensors else None)
 
 

@@ -114,7 +114,7 @@ def shapes(value: Any, size: SizeHint) -> Any:
 
 
 def _grouped(a: ShapeTensor, b: ShapeTensor, *_: Any, **__: Any) -> int:
-    """Count [T, K] by [G, K, N] (rows by weights), [G, M, K] by [K, T], [M, T] by [T, N] (a weight gradient), a batch."""
+    """Count [T, K] by [G, K, N] (rows by weights), [G, M, K] by [K, T], [M, T] by [T, N] (a gradient), or a batch."""
     return 2 * prod(a if len(a) == 2 or len(b) == 3 else a[1:]) * b[-1]
 
 

@@ -58,11 +58,11 @@ class PeakFlops:
     bfloat16: float | None = None
     """None: no unit for it."""
     float16: float | None = None
-    """Likewise."""
+    """None: no unit for it."""
     float8: float | None = None
     """Any 8-bit floating-point format."""
     int8: float | None = None
-    """In operations per second."""
+    """The peak in operations per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +90,9 @@ class PerCollective:
     all_gather: float
     """Sequence parallelism, sharded parameters."""
     reduce_scatter: float
-    """Likewise, and sharded gradients."""
+    """Sequence parallelism, sharded gradients."""
     broadcast: float
-    """Also sends from one rank to another."""
+    """Broadcasts, and sends from one rank to another."""
 
     def of(self, kind: CollectiveKind) -> float:
         """Return the figure of `kind`."""
@@ -125,9 +125,9 @@ class Link:
     At once, the larger one counts; alternating, their sum. None: not measured, 1.
     """
     correction: ByType | None = field(default=None, hash=False)
-    """By kind of collective: seconds measured / seconds of the formula, by (ranks, bytes).
+    """Seconds measured / seconds of the formula, by kind of collective and (ranks, bytes).
 
-    Only kinds for which the formula is off have one.
+    Only kinds for which the formula is off have a correction.
     """
 
     def __post_init__(self) -> None:

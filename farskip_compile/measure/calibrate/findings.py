@@ -101,7 +101,7 @@ class Calibration:
     """The measured points, and the profile."""
 
     profile: HardwareProfile
-    """For the option `profile` of the backend."""
+    """The profile, for the option `profile` of the backend."""
     rows: tuple[MeasuredPoint, ...]
     """Every measured point, in order."""
     device: str
@@ -111,7 +111,7 @@ class Calibration:
     seconds: float
     """The duration on rank 0."""
     notes: tuple[str, ...] = ()
-    """What could not be measured, and the figures that the profile has instead."""
+    """The measurements that failed, and the figures that the profile has instead."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for `json.dumps`."""

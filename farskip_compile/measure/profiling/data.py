@@ -67,7 +67,7 @@ class Trace:
     device: CollectiveDevice
     """The device that runs its collectives."""
     collectives: tuple[Collective, ...]
-    """In order of their starts."""
+    """The collectives in order of their starts."""
     work: dict[str, list[Segment]] = field(repr=False)
     """Compute by thread or stream: disjoint segments in order."""
     copies: dict[str, list[Segment]] = field(default_factory=dict, repr=False)
@@ -122,7 +122,7 @@ class StepTimes(_Record):
     exposed_ns: int
     """Time in which a collective is in flight and nothing is computed."""
     step_ns: int
-    """From its start to its end."""
+    """Time from its start to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +172,10 @@ class MeasuredOverlap:
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields, and the values that follow from them, for `json.dumps`."""
-        plain = {
-            name: [part.to_json() for part in value] if isinstance(value, tuple) else value
-            for name, value in vars(self).items()
-        }
+        plain = dict(vars(self))
+        for name, value in plain.items():
+            if isinstance(value, tuple):
+                plain[name] = [part.to_json() for part in value]
         return {**plain, "hidden_ns": self.hidden_ns, "overlap": self.fraction}
 
 
@@ -186,13 +186,13 @@ class CollectiveReport(MeasuredOverlap):
     index: int
     """Its place among the rank's collectives, by start."""
     kind: str
-    """As in `Collective`."""
+    """The kind, as in `Collective`."""
     group: str | None
     """Name of its process group; None: the trace does not say."""
     layer: int | None
     """Its layer; None if that is not known."""
     start_ns: int
-    """Since the first moment of the report."""
+    """The start, since the first moment of the report."""
     peer_wait_ns: int | None
     """Time for which it waited for the last rank to join, an upper bound; None if not known."""
     hidden_by: tuple[Hider, ...]
@@ -229,11 +229,11 @@ class RankReport(MeasuredOverlap):
     hidden_by: tuple[Hider, ...]
     """The kernels and operators that ran beside its collectives, longest first."""
     kinds: tuple[PartReport, ...]
-    """By kind of collective."""
+    """The collectives by kind."""
     layers: tuple[PartReport, ...]
-    """By layer, in order; collectives of unknown layer come last, as `?`. Empty if no layer is known."""
+    """The collectives by layer, in order, those of unknown layer last, as `?`; empty if no layer is known."""
     collectives: tuple[CollectiveReport, ...]
-    """Each of them, by start."""
+    """The collectives, by start."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class OverlapReport:
     """Exposed communication of one or several ranks."""
 
     ranks: tuple[RankReport, ...]
-    """In order of rank."""
+    """The reports in order of rank."""
     device: CollectiveDevice
     """The device of all traces."""
     world_size: int | None

@@ -66,18 +66,22 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
         for index, graph in _match(schedules, _graphs(trace)):
             matched.setdefault(index, []).append(_mean(graph))
     chosen = sorted(matched) or range(len(schedules))
-    rows = [
-        EstimateReport(
+    rows = []
+    for index in chosen:
+        schedule = schedules[index]
+        row = EstimateReport(
             name=_name(schedules, index, chosen),
-            collectives=_launches(schedules[index]),
-            profile=schedules[index]["profile"],
-            estimated=StepTimes(*(round(1e9 * schedules[index]["after"][name]) for name in SECONDS)),
+            collectives=_launches(schedule),
+            profile=schedule["profile"],
+            estimated=StepTimes(*(round(1e9 * schedule["after"][name]) for name in SECONDS)),
             measured=_mean(matched[index]) if index in matched else None,
         )
-        for index in chosen
-    ]
+        rows.append(row)
     found = [row.measured for row in rows if row.measured is not None]
-    runs = [_times(one.span or (0, 0), one.compute(), [(c.start, c.end) for c in one.collectives]) for one in traces]
+    runs = []
+    for trace in traces:
+        collectives = [(one.start, one.end) for one in trace.collectives]
+        runs.append(_times(trace.span or (0, 0), trace.compute(), collectives))
     whole = EstimateReport(
         name="total",
         collectives=sum(row.collectives for row in rows),

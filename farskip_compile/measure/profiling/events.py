@@ -75,7 +75,7 @@ LAUNCH_KINDS: dict[str, tuple[str, str]] = {
     "send": ("send", "send"),
     "recv_any_source_": ("recv", "recv"),
 }
-"""For each operator of `c10d`: the collective that the operator launches, and gloo's name of the work.
+"""A map from each operator of `c10d` to the collective that it launches, and gloo's name of the work.
 
 A reduce-scatter on gloo is an all-reduce, of which each rank keeps a part.
 """

@@ -33,7 +33,7 @@ _UNNAMED = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
 _MANGLED = re.compile(r"_ZN?K?(?=\d)")
 _LENGTH = re.compile(r"\d{1,3}")
 _WAITS_FOR_TILES = "PersistentAsyncInputScheduler"
-"""In the template arguments of a CUTLASS kernel whose tiles arrive while it runs (torch's symm_mem, AsyncMM.cu)."""
+"""A template argument of CUTLASS kernels whose tiles arrive while they run (torch's symm_mem, AsyncMM.cu)."""
 
 _OWNERS = re.compile(r"(?:c10d|_?c10d_functional(?:_autograd)?|symm_mem)::(?P<what>\w+)|nccl(?P<call>[A-Z]\w*)")
 """Operators of PyTorch that communicate, and NCCL's functions: its NVTX ranges have their names (`__func__`, by

@@ -216,11 +216,10 @@ class Database:
             for name, sql in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'")
             if not str(sql).upper().startswith("CREATE VIRTUAL")
         }
-        self.columns = {
-            table: {str(column[1]) for column in connection.execute(f'PRAGMA table_info("{table}")')}
-            for table in tables
-            if table in plain
-        }
+        self.columns: dict[str, set[str]] = {}
+        for table in plain.intersection(tables):
+            described = connection.execute(f'PRAGMA table_info("{table}")')
+            self.columns[table] = {str(column[1]) for column in described}
 
     def rows(
         self, table: str, *columns: str, needs: Sequence[str] = (), where: str = "1"

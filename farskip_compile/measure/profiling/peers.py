@@ -40,7 +40,7 @@ class PeerMatch:
     """The outcome of the matching."""
 
     joined: Mapping[int, Sequence[int | None]]
-    """For each rank and collective the start on the last rank, None if not known; empty if none could be matched."""
+    """The start on the last rank, by rank and collective: None if not known; empty if none could be matched."""
     missing: str
     """The reason why nothing could be matched, or the empty string."""
     notes: tuple[str, ...] = ()

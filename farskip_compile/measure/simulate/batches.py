@@ -96,7 +96,10 @@ def stretches(program: Program, order: RowOrder, fraction: float) -> list[list[i
         if program.tasks[index].role is TaskRole.LAUNCH:
             cut.append([])
     *cut, rest = cut
-    compute = [sum(program.tasks[i].seconds for i in part if program.tasks[i].role is TaskRole.COMPUTE) for part in cut]
+    compute = []
+    for part in cut:
+        tasks = (program.tasks[index] for index in part)
+        compute.append(sum(task.seconds for task in tasks if task.role is TaskRole.COMPUTE))
     least = fraction * sum(compute) / max(len(cut), 1)
     found: list[list[int]] = []
     for part, seconds in zip(cut, compute, strict=True):
@@ -131,12 +134,11 @@ def in_order(program: Program, order: RowOrder) -> Program:
     """Return `program` with its tasks in this order."""
     place = {index: at for at, index in enumerate(order)}
     place[-1] = -1  # of no task: the maker of an input, what is not waited for
-    tasks = (
-        replace(task, needs=tuple(sorted(place[need] for need in task.needs)), launch=place[task.launch])
-        for task in (program.tasks[index] for index in order)
-    )
-    buffers = (
-        replace(one, maker=place[one.maker], users=tuple(sorted(place[user] for user in one.users)))
-        for one in program.buffers
-    )
+
+    def moved(indices: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sorted(place[index] for index in indices))
+
+    in_place = (program.tasks[index] for index in order)
+    tasks = [replace(task, needs=moved(task.needs), launch=place[task.launch]) for task in in_place]
+    buffers = [replace(one, maker=place[one.maker], users=moved(one.users)) for one in program.buffers]
     return Program(tuple(tasks), tuple(buffers))

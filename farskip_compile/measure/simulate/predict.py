@@ -121,9 +121,9 @@ def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int 
         took["graphs"] = took.get("graphs", 0.0) + time.perf_counter() - began
         report = found["full"].report
         took["passes"] = took.get("passes", 0.0) + sum(report.seconds.values())
-        programs = [
-            {name: read_phases(one, model.imbalance, each) for name, each in found.items()} for one in scenarios
-        ]
+        programs = []
+        for one in scenarios:
+            programs.append({name: read_phases(one, model.imbalance, each) for name, each in found.items()})
         return _Captured(model, report.nodes, report.summary(), programs)
 
     with model.mode:

@@ -111,7 +111,7 @@ class Prediction:
     written: StepResult
     """The model as written, each wait at its place."""
     scheduled: StepResult
-    """The same function, in our order."""
+    """The model as written, in our order."""
     published: StepResult
     """FarSkip, with AMD's placement of launches and waits."""
     farskip: StepResult
@@ -187,17 +187,17 @@ class ExposedRow:
 
     phase: str
     operator: str
-    """As the functional operator is called."""
+    """The name of the functional operator."""
     terms: tuple[str, ...]
     """Kinds of the terms that it computes: a attention, s shared experts, r routed experts, m dense feed-forward."""
     count: int
     seconds: float
-    """On the wire, in total."""
+    """Total seconds on the wire."""
     exposed: float
     reason: str
-    """For most of what is exposed; empty if next to nothing is."""
+    """The reason for most of the exposed time; empty if next to nothing is exposed."""
     example: str
-    """The one with most exposed, by the terms that it computes."""
+    """The collective with most exposed time, by the terms that it computes."""
 
 
 def exposed_rows(result: PhaseResult) -> tuple[ExposedRow, ...]:

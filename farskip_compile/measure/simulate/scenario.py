@@ -184,7 +184,7 @@ class Scenario:
     skew: float = 0.0
     """The exponent of Zipf's law for the choice of experts; 0: equally often."""
     loads: tuple[float, ...] | None = None
-    """How often each expert was chosen, as recorded; instead of `skew`."""
+    """Recorded counts of tokens that chose each expert; instead of `skew`."""
     layers: int | None = None
     """The number of layers to predict, from the first; None: all."""
     interference: float | None = None
