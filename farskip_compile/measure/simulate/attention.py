@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from farskip_compile._compat.costs import register_flop_formula
 
@@ -30,7 +30,6 @@ CACHED_KEYS, CACHED_VALUES = "farskip_cached_keys", "farskip_cached_values"
 BACKWARD = 2.5
 """FLOPs of the backward over those of the forward, as torch counts flash attention: five products, not two."""
 
-Tensor = torch.Tensor
 WHOLE = 0
 """The window of an attention to all previous tokens."""
 

@@ -26,7 +26,6 @@ from farskip_compile._compat.collectives import all_reduce
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.simulate.experts import is_experts
 
-Tensor = torch.Tensor
 TensorParallelGroup = torch.distributed.ProcessGroup
 OUTPUTS, INPUTS = ("colwise", "colwise_gather_output", "colwise_rep"), ("rowwise", "rowwise_rep")
 
