@@ -52,12 +52,12 @@ class MeasuredPoint:
     def of(
         cls, section: str, size: tuple[int, ...], times: Times, rate: float | None = None, unit: str = ""
     ) -> MeasuredPoint:
-        """Return the point of repeated measurements `times`; the other arguments are fields."""
+        """Return the point of repeated measurements `times`; `section`, `size`, `rate` and `unit` are its fields."""
         return cls(section, size, times.median, times.spread, len(times.seconds), rate, unit)
 
     @classmethod
     def moving(cls, section: str, size: tuple[int, ...], times: Times, bytes: int) -> MeasuredPoint:
-        """Return the point of a call that moves `bytes`, measured as `times`."""
+        """Return the point of a call that moves `bytes`, of this `section` and `size`, measured as `times`."""
         return cls.of(section, size, times, bytes / times.median, "B/s")
 
 

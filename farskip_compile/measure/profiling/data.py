@@ -90,7 +90,7 @@ class Trace:
         return [*self.work.values(), *(self.copies.values() if copies else ())]
 
     def compute(self, *, copies: bool = True) -> list[Span]:
-        """Return the times in which the rank computes: the union of its `lanes`."""
+        """Return the times in which the rank computes: the union of its lanes; `copies` as in `lanes`."""
         return union((start, end) for lane in self.lanes(copies=copies) for start, end, _ in lane)
 
     @property
