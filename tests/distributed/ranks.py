@@ -25,7 +25,7 @@ from tests.economy import collect_rarely
 
 PRELOADED = [
     "torch._inductor.compile_fx", "torch._inductor.fx_passes.fuse_attention", "torch._dynamo.backends.inductor",
-    "farskip_compile.backend", "farskip_compile.models", "farskip_compile.testing", "pytest", "hypothesis",
+    "farskip_compile.compiler.backend", "farskip_compile.models", "farskip_compile.testing", "pytest", "hypothesis",
     "transformers.modeling_utils", "tests.distributed.warm",
 ]  # fmt: skip
 """What ranks that are forked have imported already: it takes longer than most of what they are asked to do. A package

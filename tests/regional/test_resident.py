@@ -55,7 +55,7 @@ def test_whoever_compiles_a_layer_gets_it(options: dict[str, str] | None, monkey
     def plan(config: object, module: object, common: object, around: Around) -> None:
         raise RuntimeError(f"{around.beside} bytes beside")
 
-    monkeypatch.setattr(importlib.import_module("farskip_compile.backend"), "make_plan", plan)
+    monkeypatch.setattr(importlib.import_module("farskip_compile.compiler.backend"), "make_plan", plan)
     whole = model_of()
     wanted = bytes_beside(whole, list(whole.layers))
     assert 0 < wanted < sum(one.nbytes for one in whole.parameters())
