@@ -43,7 +43,7 @@ from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens import TokensCut
 from farskip_compile.passes.pieces.tokens.order import has_no_rows
 from farskip_compile.passes.pieces.tokens.region import CopiedRegion
-from farskip_compile.verify.blocks import verify_blocks
+from farskip_compile.verify.tokens.by_expert import verify_by_expert
 from farskip_compile.verify.tokens import verify_tokens
 
 BY_EXPERT, BY_TOKEN, GO_ON = "pieces_by_expert", "pieces_by_token", "pieces_go_on"
@@ -119,7 +119,7 @@ def _by_expert(graph: fx.Graph, pieces: PieceCount, profile: HardwareProfile) ->
     how_many = partial(_best_by_expert, profile) if pieces == "auto" else lambda _: pieces
     driver = Driver(PASSES, Stage.REWIRED, {"graph": graph, "how_many": how_many}, OTHERS - {BY_EXPERT})
     driver.run()
-    driver.verify(verify_blocks, graph, before)
+    driver.verify(verify_by_expert, graph, before)
     driver.finish()
     return {one.node.name: (one.reason, user_calls.where(one.node)) for one in driver.facts["stay_whole"]}
 
