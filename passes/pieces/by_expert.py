@@ -142,8 +142,8 @@ class _Cut:
         ones = [1] * (value.dim() - 1)
         column = numbers.view(-1, *ones)
         shape = column.expand(-1, *value.shape[1:])
-        rows = self._method("view", (order, -1, *ones), column)
-        rows = self._method("expand", (rows, -1, *self._widths(like)), shape)
+        rows = self._put("view", (order, -1, *ones), column)
+        rows = self._put("expand", (rows, -1, *self._widths(like)), shape)
         options = {"dtype": value.dtype, "memory_format": torch.contiguous_format}
         return self._put(torch.zeros_like, (rows,), value.new_empty(shape.shape), options)
 
@@ -191,8 +191,9 @@ class _Cut:
     def _put(self, target: Any, args: tuple[Any, ...], value: object, kwargs: Any = None) -> fx.Node:
         assert self.before is not None
         assert self.like is not None
+        op = "call_method" if isinstance(target, str) else "call_function"
         with self.graph.inserting_before(self.before):
-            new = self.graph.call_function(target, args, dict(kwargs or {}))
+            new = self.graph.create_node(op, target, args, dict(kwargs or {}))
         new.meta = {**self.like.meta, "example_value": value}
         return new
 
@@ -201,15 +202,7 @@ class _Cut:
         value = ops.tensor(rows)
         assert value is not None
         sizes = enumerate(value.shape)
-        return [one if isinstance(one, int) else self._method("size", (rows, at), one) for at, one in sizes if at]
-
-    def _method(self, name: str, args: tuple[Any, ...], value: object) -> fx.Node:
-        assert self.before is not None
-        assert self.like is not None
-        with self.graph.inserting_before(self.before):
-            new = self.graph.call_method(name, args)
-        new.meta = {**self.like.meta, "example_value": value}
-        return new
+        return [one if isinstance(one, int) else self._put("size", (rows, at), one) for at, one in sizes if at]
 
     def _erase(self, *nodes: fx.Node) -> None:
         for node in nodes:

@@ -128,8 +128,13 @@ class _RanksWithCounts(SimulatedRanks):
                     return sum(self.value_of(size)[rank] for size in sizes)
             if self._puts_rows(user) and user.args[0] is node:
                 return self._rows_of(user.args[3], rank)
-        number = next((one for one in self.graph.place if str(ops.fake(one)) == str(value.shape[0])), None)
-        if number is None or not isinstance(value.shape[0], torch.SymInt):
+        count: int | torch.SymInt = value.shape[0]
+        named = self.graph.place if isinstance(count, torch.SymInt) else ()
+        symbols = {one: ops.fake(one) for one in named}
+        number = next(
+            (one for one, size in symbols.items() if isinstance(size, torch.SymInt) and str(size) == str(count)), None
+        )
+        if number is None:
             raise self.error(node, "it is not known how many rows it has")
         return int(self.value_of(number)[rank])
 
@@ -154,10 +159,9 @@ class _RanksWithCounts(SimulatedRanks):
         """Return the sizes of `value`; -1 rows where their number is a symbol, which no labels fit."""
         if value.dim() == 0:
             return ()
-        rows: int | torch.SymInt | None = value.shape[0]
-        if not isinstance(rows, int):
-            rows = size_with(rows, self.sizes[rank])
-        return -1 if rows is None else rows, *self._widths(value, rank)
+        rows: int | torch.SymInt = value.shape[0]
+        known = rows if isinstance(rows, int) else size_with(rows, self.sizes[rank])
+        return -1 if known is None else known, *self._widths(value, rank)
 
     def _widths(self, value: torch.Tensor, rank: int) -> list[int]:
         """Return the sizes of all dimensions but the rows; 1 for a symbol, since the width of rows decides nothing."""

@@ -21,17 +21,16 @@ Algorithm, for all-to-alls with the same sizes, between those before and those b
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.gathered import gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.pieces.tokens.facts import TokenFacts, Window, deciding, sizes_of
+from farskip_compile.passes.pieces.tokens.facts import ExchangeMembers, TokenFacts, Window, deciding, exchanges_by_sizes
 from farskip_compile.passes.pieces.tokens.gathers import inside_of
 from farskip_compile.passes.pieces.tokens.order import MADE, chooses, has_no_rows, keeps_rows, mixes, rows_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
@@ -75,10 +74,6 @@ class CopiedRegion:
         return math.gcd(*(rows_of(value) or 1 for value in (*self.cut(), *around)))
 
 
-ExchangesOfOneSize = Sequence[tuple[fx.Node, list[fx.Node]]]
-"""Exchanges with the same sizes, and their waits."""
-
-
 def regions_of(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
     """The regions of `graph`, and of exchanges without one the reason."""
     regions, refused = _by_all_to_all(graph)
@@ -88,14 +83,13 @@ def regions_of(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableEr
 
 
 def _by_all_to_all(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
-    together: dict[frozenset[object], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
-    for launch, waits in launches_with_waits(graph).items():
-        if comms.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
-            together[frozenset(map(tuple, launch.args[1:3]))].append((launch, waits))  # type: ignore[arg-type]
-    facts = TokenFacts(graph, deciding(next(iter(together.values()))[0][0])) if together else None
+    together = exchanges_by_sizes(graph, lambda launch: not is_piece(launch) and ops.is_floating(launch))
+    if not together:
+        return [], []
+    first, _ = together[0][0]
     regions: list[CopiedRegion] = []
-    refused = []
-    for members, window in facts.windows(list(together.values())) if facts is not None else ():
+    refused: list[NotSeparableError] = []
+    for members, window in TokenFacts(graph, deciding(first)).windows(together):
         try:
             regions.append(_region(window, members))
         except NotSeparableError as reason:
@@ -105,13 +99,15 @@ def _by_all_to_all(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparab
 
 def _by_gather(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
     found = gathered_exchanges(graph)
-    waits = launches_with_waits(graph) if found else {}
-    facts = TokenFacts(graph, deciding(found[0].launch)) if found else None
+    if not found:
+        return [], []
+    waits = launches_with_waits(graph)
+    facts = TokenFacts(graph, deciding(found[0].launch))
     exchanges = {one.launch: one for one in found}
     pairs = [[(one.launch, waits[one.launch]), (one.scatter, waits[one.scatter])] for one in found]
     regions: list[CopiedRegion] = []
-    refused = []
-    for members, window in facts.windows(pairs) if facts is not None else ():
+    refused: list[NotSeparableError] = []
+    for members, window in facts.windows(pairs):
         exchange = exchanges[members[0][0]]
         try:
             launches, inside, rows = inside_of(window, exchange, waits[exchange.scatter])
@@ -123,7 +119,7 @@ def _by_gather(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableEr
     return regions, refused
 
 
-def _region(window: Window, members: ExchangesOfOneSize) -> CopiedRegion:
+def _region(window: Window, members: ExchangeMembers) -> CopiedRegion:
     launches = [launch for launch, _ in members]
     back = [wait for launch, waits in members if launch.args[1:3] != launches[0].args[1:3] for wait in waits]
     if not back:
