@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be there once for each piece, if the tokens of an exchange are cut: from the choice of experts to the place
-where every token has what its experts made of it.
+"""Find the nodes that are copied for each piece if the tokens of an exchange are cut.
+
+They go from the choice of experts to the place where every token has what its experts made of it.
 
 In:    a Dynamo graph.
 Out:   a `CopiedRegion` for each pair of exchanges whose sizes data decides, or by all-gather (`gathers`); of one that
@@ -63,7 +64,7 @@ class CopiedRegion:
         return self.window.ordered({*self.inside, *self.around})
 
     def cut(self) -> list[fx.Node]:
-        """The values from outside that are cut, each along its rows."""
+        """Return the values from outside that are cut, each along its rows."""
         own = {*self.inside, *self.around}
         read = {arg: None for node in self.nodes() for arg in node.all_input_nodes if arg not in own}
         return [arg for arg in read if arg in self.window.facts.data and rows_of(arg) is not None]
@@ -75,7 +76,7 @@ class CopiedRegion:
 
 
 def regions_of(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
-    """The regions of `graph`, and of exchanges without one the reason."""
+    """Return the regions of `graph`, and the reasons why exchanges have none."""
     regions, refused = _by_all_to_all(graph)
     if not regions and not refused:
         regions, refused = _by_gather(graph)
@@ -139,8 +140,11 @@ def _region(window: Window, members: ExchangeMembers) -> CopiedRegion:
 def inside_between(
     window: Window, meeting: Collection[fx.Node], ends: Collection[fx.Node], back: Sequence[fx.Node]
 ) -> set[fx.Node]:
-    """Step 2: of what depends on rows that met, what leads to `ends`, and what comes from `back` up to where rows are
-    in the order of the tokens again."""
+    """Return the nodes inside of a region (step 2).
+
+    They depend on rows that met, and lead to `ends`; or come from `back`, up to where rows are in the order of the
+    tokens again.
+    """
     home = window.after(back)
     early = set(meeting) - home
     returned = _returned(window, home, early, back)
@@ -150,7 +154,7 @@ def inside_between(
 def _returned(
     window: Window, home: Collection[fx.Node], early: Collection[fx.Node], back: Sequence[fx.Node]
 ) -> set[fx.Node]:
-    """What came back, up to where its rows are those of tokens."""
+    """Return the nodes that hold what came back, up to where their rows are those of tokens."""
     ends = set(back)
     for node in window.ordered(home):
         if chooses(node) or ops.is_attention(node):
@@ -219,7 +223,7 @@ def _joined(regions: Sequence[CopiedRegion]) -> Iterator[CopiedRegion]:
 
 
 def _between(one: CopiedRegion, other: CopiedRegion) -> set[fx.Node] | None:
-    """What is between them, if rows stay apart there, and it can be cut into as many parts."""
+    """Return the nodes between two regions, if rows stay apart there, and they can be cut into as many parts."""
     window = Window(one.window.facts, one.window.start, other.window.end)
     own = {*one.inside, *one.around}
     after = window.after(own) - own
