@@ -197,11 +197,17 @@ def _padded(args: Args, kwargs: Kwargs, form: Form) -> Any:
     if len(sizes) != 2 * len(shape) or any(sizes[:-2]) or min(sizes) < 0:
         raise UnknownError("other dimensions are padded than the first")
     before, after = sizes[-2:]
-    zeros = [_made("zeros", (), {}, ((count, *shape[1:]), torch.float64)) for count in (before, after)]
-    return _along(0, [zeros[0], value, zeros[1]], shape)
+    rows_before, rows_after = (zeros((count, *shape[1:])) for count in (before, after))
+    return _along(0, [rows_before, value, rows_after], shape)
 
 
 # New ones
+
+
+def zeros(shape: tuple[int, ...]) -> TokenLabels:
+    """Return the labels of zeros: all rows are the same."""
+    found: TokenLabels = _made("zeros", (), {}, (shape, torch.float64))
+    return found
 
 
 def _made(kind: str, args: Args, kwargs: Kwargs, form: Form) -> Any:

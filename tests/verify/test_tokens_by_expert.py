@@ -18,7 +18,7 @@ from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import comms, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.by_expert import cut_by_expert
-from farskip_compile.verify.blocks import verify_blocks
+from farskip_compile.verify.tokens.by_expert import verify_by_expert
 from tests.passes.pieces.test_by_expert import EXPERTS, captured, sized
 
 
@@ -67,6 +67,7 @@ def places_of_another_rank(graph: fx.Graph) -> None:
 
 def places_of_another_piece(graph: fx.Graph) -> None:
     one, other = named(graph, "index_copy")
+    one.prepend(other.args[2])  # type: ignore[arg-type]
     one.args, other.args = (*one.args[:2], other.args[2], one.args[3]), (*other.args[:2], one.args[2], other.args[3])
 
 
@@ -77,6 +78,8 @@ def zeros_of_another_type(graph: fx.Graph) -> None:
 
 def sizes_of_another_piece(graph: fx.Graph) -> None:
     one, other = sized(graph.owning_module)[:2]  # type: ignore[arg-type]
+    for size in other.args[1]:  # type: ignore[union-attr]
+        one.prepend(size)  # type: ignore[arg-type]
     one.args = (one.args[0], other.args[1], *one.args[2:])
 
 
@@ -137,12 +140,12 @@ FAULTS: tuple[Callable[[fx.Graph], None], ...] = (
 
 def test_what_was_cut_passes() -> None:
     module, before = cut()
-    verify_blocks(module.graph, before)
+    verify_by_expert(module.graph, before)
 
 
 def test_nothing_cut_passes() -> None:
     module = captured(layer)
-    verify_blocks(module.graph, GraphSnapshot(module.graph))
+    verify_by_expert(module.graph, GraphSnapshot(module.graph))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -150,4 +153,4 @@ def test_a_fault_is_noticed(fault: Callable[[fx.Graph], None]) -> None:
     module, before = cut()
     fault(module.graph)
     with pytest.raises(VerificationError, match="exchanges in pieces, by expert"):
-        verify_blocks(module.graph, before)
+        verify_by_expert(module.graph, before)
