@@ -104,7 +104,7 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     from farskip_compile.compiler import inductor_passes
     from farskip_compile.passes.graph import comms
 
-    backend = sys.modules["farskip_compile.backend"]
+    backend = sys.modules["farskip_compile.compiler.backend"]
     seconds = dict.fromkeys(PARTS, 0.0)
     counts = {"nodes": 0, "kernels": 0, "collectives": 0}
 

@@ -29,7 +29,7 @@ def test_whole_graphs_go_to_one_of_torchs_backends(given, inner):
 def test_vllm_gets_compiled_code_as_it_is(monkeypatch):
     """A function around the compiled code can't be serialised, and vLLM would not start."""
     compiled = object()
-    module = importlib.import_module("farskip_compile.backend")
+    module = importlib.import_module("farskip_compile.compiler.backend")
     monkeypatch.setattr(module, "lookup_backend", lambda name: lambda graph, inputs: compiled)
     known = (module.Backend(FarSkipConfig(inner="eager")), CompileReport(Outcome.REWIRED, 0, {}))
     monkeypatch.setattr(backends, "rewire", lambda *_, **__: known)
