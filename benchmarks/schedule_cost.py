@@ -76,7 +76,7 @@ def measure(layers: int, phase: str, pieces: int = 1) -> Measurement:
     """Compile one model in this process, which must be fresh."""
     import torch
 
-    from farskip_compile.compiler.ranks import fake as fake_ranks
+    from farskip_compile.compiler.ranks.fake import fake_ranks
     from farskip_compile.models import ParallelConfig
 
     with contextlib.ExitStack() as stack:

@@ -22,7 +22,7 @@ from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomScheduler
 from farskip_compile.compiler import inductor_passes
 from farskip_compile.compiler.inductor_passes import KernelPass, PostGradPass
 from farskip_compile.compiler.inductor_passes.plan import Plan
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.costs import COLLECTIVE_KINDS, HardwareProfile, PerCollective, load_profile
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.passes.schedule import kernels

@@ -14,7 +14,7 @@ from torch.distributed.tensor.placement_types import Placement
 
 import farskip_compile
 from farskip_compile.compiler.inductor_passes.plan import Around
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.records.schedule import Predicted, ScheduleReport, publish_schedule
 from farskip_compile.tools.regional.outside_bytes import bytes_outside_layer
 from tests.regional.test_regional import IDS, model_of

@@ -16,7 +16,7 @@ from torch._inductor.graph import GraphLowering
 
 from farskip_compile import ConfigError, FarSkipConfig
 from farskip_compile.compiler import inductor_passes
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.models import build
 from farskip_compile.passes.schedule import kernels as schedule_kernels
 from farskip_compile.passes.schedule.timeline import flights
