@@ -6,14 +6,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
+from hand_forms.micro_batched_form import MicroBatchedForm
 from torch import nn
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models import MicroBatchedForm, ParallelConfig, build
+from farskip_compile.models import ParallelConfig, build
+from tests.benchmarks.recorded_order import recorded
+from tests.benchmarks.test_chunked_form import MODES, SMALL
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.distributed.ranks import run_ranks
-from tests.models.recorded_order import recorded
-from tests.models.test_chunked_form import MODES, SMALL
 
 
 class Halves(nn.Module):

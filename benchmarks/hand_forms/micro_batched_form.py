@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain decoder on the batch in two halves, scheduled against each other by hand: what serving engines do.
+"""The plain decoder on the batch in two halves, scheduled against each other by hand as in serving engines.
 
 In:    a plain decoder under expert parallelism by all-to-all; its modules are used, not copied.
-Out:   what the decoder computes of each half by itself, forward and backward, in eager mode.
+Out:   the decoder's results for each half alone, forward and backward, in eager mode.
 Never: rewires anything; cuts a sequence. Padded exchanges have room for the tokens of a half, so that other rows may be
        dropped than of the whole batch.
 
@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError
-from farskip_compile.models.async_collectives import Launched
-from farskip_compile.models.chunked_form import ExpertChunk, Permuted, permuted, refuse_unless_all_to_all
 from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import Launched
+from hand_forms.chunked_form import ExpertChunk, Permuted, permuted, refuse_unless_all_to_all
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Half:
     """A half of the batch on its way through the stack."""
 
     x: torch.Tensor
-    """The stream, without what is in flight."""
+    """The stream, without terms that are in flight."""
     flying: _Flying | None = None
 
 
@@ -54,7 +54,7 @@ class _Flying:
 
 
 class MicroBatchedForm(nn.Module):
-    """Token ids [B, T] -> logits [B, T, vocabulary].
+    """A module that maps token ids [B, T] to logits [B, T, vocabulary].
 
     Args:
         decoder: a plain model.
@@ -69,7 +69,7 @@ class MicroBatchedForm(nn.Module):
         self.decoder = decoder
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, vocabulary].
+        """Map token ids [B, T] to logits [B, T, vocabulary].
 
         Raises:
             ConfigError: a batch of one sequence.
@@ -112,7 +112,7 @@ def _apply_experts(half: _Half) -> None:
 
 
 def _land(half: _Half) -> None:
-    """Wait for the combine in flight, and add what came to the stream."""
+    """Wait for the combine in flight, and add its results to the stream."""
     if half.flying is None:
         return
     flying, half.flying = half.flying, None

@@ -10,21 +10,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from hand_forms import async_collectives, overlapped_all_to_all
+from hand_forms.overlapped_form import OverlappedForm
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models import (
-    MODELS,
-    Decoder,
-    FarSkipForm,
-    OverlappedForm,
-    ParallelConfig,
-    async_collectives,
-    build,
-    overlapped_all_to_all,
-)
-from tests.compare import assert_gradients_close, run_with_gradients
+from farskip_compile.models import MODELS, Decoder, FarSkipForm, ParallelConfig, build
+from tests.benchmarks.recorded_order import recorded
+from tests.compare import assert_gradients_close, relative_difference, run_with_gradients
 from tests.distributed.ranks import run_ranks
-from tests.models.recorded_order import recorded
 
 pytestmark = pytest.mark.xdist_group("overlapped form")  # one worker: the ranks record all orders at once
 
@@ -102,6 +95,12 @@ def two_micro_batches(rank: int, parallel: ParallelConfig) -> None:
         assert_gradients_close(run(OverlappedForm(model)), expected, 1e-12)
 
 
+def follows_skewed_routing(rank: int, parallel: ParallelConfig) -> None:
+    whole = build("qwen3_moe", dtype=torch.float64, router_skew=1.5, **SMALL)
+    model = build("qwen3_moe", dtype=torch.float64, router_skew=1.5, parallel=parallel, **SMALL)
+    assert relative_difference(OverlappedForm(model)(ids(rank)), OverlappedForm(whole)(ids(rank))) < 1e-12
+
+
 def order(
     rank: int, parallel: ParallelConfig, forward_names: str, backward_names: str, **options: Any
 ) -> tuple[list[str], list[str]]:
@@ -137,6 +136,7 @@ def on_two_ranks(rank: int, world_size: int) -> dict[str, tuple[list[str], list[
     decodes(rank, tensor, merge_reductions=True)
     two_micro_batches(rank, dropless)
     two_micro_batches(0, tensor)
+    follows_skewed_routing(rank, dropless)
     refusals(rank, world_size)
     there_and_back = ("D1 C1 D2 C2", "C2 D2 C1 D1")
     found = {

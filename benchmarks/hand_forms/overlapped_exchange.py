@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer's rows to their experts and back, in four steps with room for other work in between.
+"""The exchange of one layer's rows with their experts, in four steps with room for other work in between.
 
 In:    rows [R, D] and the expert of each, as for `farskip_compile.comm.dispatch`.
 Out:   the same blocks and rows, bit for bit, as from `dispatch` and `combine` of that module.
@@ -23,8 +23,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from farskip_compile.models.async_collectives import BackwardOrder, launch_all_to_all
 from farskip_compile.models.experts import Experts
+from hand_forms.async_collectives import BackwardOrder, launch_all_to_all
 
 
 class RowsInFlight(ABC):
@@ -71,7 +71,7 @@ class RowsInFlight(ABC):
 
 
 class PaddedExchange(RowsInFlight):
-    """All sizes are known in advance; rows beyond the last slot of an expert are dropped."""
+    """An exchange of known sizes; rows beyond the last slot of an expert are dropped."""
 
     def __init__(self, experts: Experts, slots: int) -> None:
         super().__init__(experts)
@@ -95,7 +95,7 @@ class PaddedExchange(RowsInFlight):
 
 
 class DroplessExchange(RowsInFlight):
-    """No row is dropped and no room wasted, but sizes depend on the data."""
+    """An exchange without dropped rows and unused room, whose sizes depend on the data."""
 
     def _by_rank(self, rows: torch.Tensor, expert_of_row: torch.Tensor) -> torch.Tensor:
         counts = expert_of_row.new_zeros(self.experts.experts).scatter_add(
@@ -125,7 +125,7 @@ class DroplessExchange(RowsInFlight):
 
 
 def make_exchange(experts: Experts, slots: int) -> RowsInFlight:
-    """The exchange for the model's parallelism; `slots` is the room per expert of a padded one."""
+    """Return the exchange for the model's parallelism; `slots` is the room per expert of a padded one."""
     if experts.dropless and experts.ep_group is not None:
         return DroplessExchange(experts)
     return PaddedExchange(experts, slots)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The FarSkip form of a decoder with communication overlapped by hand: what the compiled model is measured against.
+"""The FarSkip form of a decoder with communication overlapped by hand: a baseline of the compiled model.
 
 In:    a plain decoder; its modules are used, not copied.
 Out:   the function of `FarSkipForm` with full connectivity, forward and backward, in eager mode.
 Never: computes anything that `FarSkipForm` does not, or adds in another order, unless reductions are merged.
 
-Every collective is launched as early, and waited for as late, as the wiring allows within a layer or two; which work
-stands in between is written down, with its source, where it is done:
+Every collective is launched as early, and waited for as late, as the wiring allows within a layer or two. The work in
+between is written down, with its source, beside the code:
     expert parallelism, all-to-all              `overlapped_all_to_all.py`
     tensor parallelism, all-reduce              `overlapped_all_reduce.py`
     launches, waits and the order of backward   `async_collectives.py`
@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models.async_collectives import Streams
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.decoder import Decoder, DecoderLayer
-from farskip_compile.models.overlapped_all_reduce import all_reduce_layer
-from farskip_compile.models.overlapped_all_to_all import all_to_all_layer
+from hand_forms.async_collectives import Streams
+from hand_forms.overlapped_all_reduce import all_reduce_layer
+from hand_forms.overlapped_all_to_all import all_to_all_layer
 
 
 class OverlappedForm(nn.Module):
@@ -67,7 +67,7 @@ class OverlappedForm(nn.Module):
         self.merge_reductions = merge_reductions
 
     def forward(self, ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, vocabulary]; with a cache as in `Decoder.forward`."""
+        """Map token ids [B, T] to logits [B, T, vocabulary]; with a cache as in `Decoder.forward`."""
         x = self.decoder.embed(ids)
         rope = self.decoder.positions(x, ids, cache)
         streams = Streams(x)

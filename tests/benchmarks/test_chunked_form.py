@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from hand_forms.chunked_form import ChunkedForm
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models import ChunkedForm, ParallelConfig, build
+from farskip_compile.models import ParallelConfig, build
+from tests.benchmarks.recorded_order import recorded
 from tests.compare import assert_gradients_close, run_with_gradients
 from tests.distributed.ranks import run_ranks
-from tests.models.recorded_order import recorded
 
 SMALL: dict[str, Any] = {"vocab_size": 32, "hidden_size": 32, "layers": ("dense", "moe", "moe"), "experts": 8}
 MODES = {"dropless": {"ep_mode": "dropless"}, "padded": {"ep_mode": "padded", "capacity_factor": 1.0}}

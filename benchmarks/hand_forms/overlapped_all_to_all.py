@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One FarSkip layer under expert parallelism, by hand: what runs while dispatch and combine are in flight.
+"""One FarSkip layer under expert parallelism, by hand, with the work that hides dispatch and combine.
 
 In:    a decoder layer, its input streams and the tokens' positions.
 Out:   its output streams, a combine possibly in flight; sums in the order of `FarSkipForm`.
@@ -21,25 +21,25 @@ Backward, by the sequence numbers of `BackwardOrder`:
     launch combine k transposed; shared experts, mix; wait; routed experts
     launch dispatch k transposed; project, router's weights; wait; permutation, norm of x; layer k - 1
 
-The weights of the chosen experts stay on the token's rank, where they are needed, and are not dispatched. So the
-router's backward does not wait for the dispatch either.
+The weights of the chosen experts stay on the token's rank, which needs them, and are not dispatched. So the router's
+backward does not wait for the dispatch either.
 """
 
 from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import BackwardOrder, Streams, backward_at
 from farskip_compile.models.attention import Heads
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
-from farskip_compile.models.overlapped_exchange import make_exchange
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import BackwardOrder, Streams, backward_at
+from hand_forms.overlapped_exchange import make_exchange
 
 
 def all_to_all_layer(layer: DecoderLayer, streams: Streams, rope: Rope) -> Streams:
-    """The output streams [B, T, D] of one layer, for this rank's tokens."""
+    """Return the output streams [B, T, D] of one layer, for this rank's tokens."""
     if isinstance(layer.feed_forward, MLP):
         return _dense(layer, layer.feed_forward, streams, rope)
     return _moe(layer, layer.feed_forward, streams, rope)

@@ -3,10 +3,10 @@
 
 In:    a tensor that nothing else uses, and the participating ranks.
 Out:   `Launched`, whose `wait()` returns the result. Before that, `value` is memory in flight.
-Never: waits implicitly in forward. In backward it does: nothing else can be scheduled meanwhile.
+Never: waits implicitly in forward. Backward does: nothing else can be scheduled meanwhile.
 
-In forward, eager PyTorch overlaps whatever the caller puts between launch and wait. Backward has no caller: the engine
-runs the nodes. Two things make it overlap (arXiv 2511.11505, section 4.1 and appendix C):
+In forward, eager PyTorch overlaps the caller's work between launch and wait. Backward has no caller: the engine runs
+the nodes. Two things make it overlap (arXiv 2511.11505, section 4.1 and appendix C):
     1. The backward of a launch launches the transposed collective (all-to-all with the splits swapped; all-reduce for
        all-reduce) and returns memory in flight. A hook on the collective's input waits, just before that gradient is
        used.
@@ -42,7 +42,7 @@ class Launched:
         self.work = work
 
     def wait(self) -> torch.Tensor:
-        """The result. On an accelerator this blocks the current stream, not the host."""
+        """Return the result. On an accelerator this blocks the current stream, not the host."""
         if self.work is not None:
             self.work.wait()
             self.work = None  # the backend keeps the memory alive only until here
@@ -53,11 +53,11 @@ class _InFlight:
     """The handles of a collective, and of the transposed one that its backward launches."""
 
     forward: dist.Work | None = None
-    """Not kept once its user has it: the autograd graph holds this object, and a handle holds memory."""
+    """The handle until its user has it: the autograd graph holds this object, and a handle holds memory."""
     backward: Launched | None = None
 
     def wait(self, _: torch.Tensor) -> None:
-        """The hook: its argument may still be in flight."""
+        """Wait in backward: the hook of a gradient, which may still be in flight."""
         if self.backward is not None:
             self.backward.wait()
             self.backward = None
@@ -122,7 +122,7 @@ def launch_all_to_all(
 
 
 def launch_all_reduce(partial: torch.Tensor, group: DistGroup | None) -> Launched:
-    """The sum over all ranks.
+    """Launch the sum over all ranks.
 
     Args:
         partial: this rank's share; nothing else may use it. It is overwritten if no gradient is needed.
@@ -157,12 +157,12 @@ class Streams:
     """The two input streams of a layer."""
 
     n: torch.Tensor
-    """Without the routed output of the previous layer: what the attention reads, [B, T, D]."""
+    """The stream without the previous layer's routed output, for the attention, [B, T, D]."""
     late: Callable[[], torch.Tensor] | None = None
-    """Waits for that output and returns x, [B, T, D]; to be called once. None: nothing is in flight, x is n."""
+    """A function, called once, that waits for that output and returns x, [B, T, D]; None: x is n."""
 
     def x(self) -> torch.Tensor:
-        """Everything summed: what the feed-forward reads."""
+        """Return the sum of all terms, for the feed-forward."""
         return self.n if self.late is None else self.late()
 
 

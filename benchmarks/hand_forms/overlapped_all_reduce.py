@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One FarSkip layer under tensor parallelism, by hand: what runs while the all-reduces are in flight.
+"""One FarSkip layer under tensor parallelism, by hand, with the work that hides each all-reduce.
 
 In:    a decoder layer, its input streams and the tokens' positions; all ranks have the same tokens.
 Out:   its output streams, the routed experts' all-reduce possibly in flight; sums in the order of `FarSkipForm`.
-Never: has anything unnecessary in flight: r is reduced separately from what the next attention reads.
+Never: has anything unnecessary in flight: r is reduced separately from the terms that the next attention reads.
 
 Forward, layer k (arXiv 2511.11505, section 4.2):
     1. attention on n, this rank's share a                       all-reduce of r of layer k-1 in flight
@@ -25,22 +25,22 @@ from __future__ import annotations
 
 import torch
 
-from farskip_compile.models.async_collectives import Streams, launch_all_reduce
 from farskip_compile.models.decoder import DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import Streams, launch_all_reduce
 
 
 def all_reduce_layer(layer: DecoderLayer, streams: Streams, rope: Rope, *, last: bool, merge: bool) -> Streams:
-    """The output streams [B, T, D] of one layer.
+    """Return the output streams [B, T, D] of one layer.
 
     Args:
         layer: of the decoder.
         streams: its input.
-        rope: where the tokens stand.
+        rope: the positions of the tokens.
         last: no layer follows.
-        merge: reduce attention and shared experts together where both exist and are needed apart from r.
+        merge: reduce attention and shared experts together if both exist and are needed apart from r.
     """
     feed_forward, group = layer.feed_forward, layer.parallel.tp_group
     a = layer.attention.partial(layer.attention_norm(streams.n), rope)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain decoder with each exchange of tokens in chunks, by hand: what `pieces` under "none" is measured against.
+"""The plain decoder with each exchange of tokens in chunks, by hand: the baseline of `pieces` under "none".
 
 In:    a plain decoder under expert parallelism by all-to-all; its modules are used, not copied.
-Out:   its own function, forward and backward, in eager mode.
+Out:   the decoder's function, forward and backward, in eager mode.
 Never: rewires anything: every sub-block reads the whole stream, as in the plain model.
 
 Published implementations of overlapped expert parallelism in training (chunked all-to-all, for instance in Megatron)
@@ -15,7 +15,7 @@ so that padded exchanges drop the same rows, and each expert's product stays who
     4. for each chunk: wait, experts, launch its combine
     5. wait for the combines; weights, sum
 
-Nothing is left for the last combine, and the first dispatch has the shared experts alone.
+The last combine has nothing to hide behind, and the first dispatch has the shared experts alone.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from farskip_compile.errors import ConfigError, ParallelismError
-from farskip_compile.models.async_collectives import BackwardOrder, Launched, launch_all_to_all
 from farskip_compile.models.cache import KeyValueCache
 from farskip_compile.models.decoder import Decoder, DecoderLayer
 from farskip_compile.models.mlp import MLP
 from farskip_compile.models.moe import MoE, summed
 from farskip_compile.models.rope import Rope
+from hand_forms.async_collectives import BackwardOrder, Launched, launch_all_to_all
 
 Counts = Sequence[Sequence[int]]
-"""Rows, by the other rank and the expert of the receiving one."""
+"""Numbers of rows, by the other rank and the expert of the receiving rank."""
 
 
 class ChunkedForm(nn.Module):
-    """Token ids [B, T] -> logits [B, T, vocabulary].
+    """A module that maps token ids [B, T] to logits [B, T, vocabulary].
 
     Args:
         decoder: a plain model with experts spread over ranks.
@@ -64,7 +64,7 @@ class ChunkedForm(nn.Module):
         self.chunks = chunks
 
     def forward(self, ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
-        """Token ids [B, T] -> logits [B, T, vocabulary]; with a cache as in `Decoder.forward`."""
+        """Map token ids [B, T] to logits [B, T, vocabulary]; with a cache as in `Decoder.forward`."""
         x = self.decoder.embed(ids)
         rope = self.decoder.positions(x, ids, cache)
         for module in self.decoder.layers:
@@ -95,7 +95,7 @@ class ChunkedForm(nn.Module):
 
 
 def refuse_unless_all_to_all(decoder: Decoder) -> None:
-    """A `ParallelismError` unless experts are reached by all-to-all, and nothing else is spread over ranks."""
+    """Raise a `ParallelismError` unless the only parallelism is that of experts by all-to-all."""
     parallel = decoder.parallel
     if parallel.ep_group is None or parallel.tp_group is not None or parallel.ep_mode == "allgather":
         raise ParallelismError(
@@ -109,21 +109,21 @@ class Permuted:
     """Rows sorted by rank and expert."""
 
     blocks: Sequence[torch.Tensor]
-    """By rank and expert."""
+    """The blocks, by rank and expert."""
     place: torch.Tensor
-    """Where each row was, or is."""
+    """The place of each row in the sorted blocks, or the row of each place."""
     sent: Counts
     received: Counts
 
     def in_order(self, moe: MoE, back: torch.Tensor) -> torch.Tensor:
-        """What came back for each row, in the order that the rows had; zeros for those that were dropped."""
+        """Return the results `back` in the order of the original rows; zeros for dropped rows."""
         if moe.experts.dropless:
             return torch.zeros_like(back).index_copy(0, self.place, back)
         return F.pad(back, (0, 0, 0, 1)).index_select(0, self.place)
 
 
 def permuted(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor, tokens: torch.Tensor) -> Permuted:
-    """The copies of `tokens` [N, D], `rows` [N * k, D], sorted by the expert of each."""
+    """Return the copies of `tokens` [N, D], `rows` [N * k, D], sorted by the expert of each row."""
     return _dropless(moe, rows, expert_of_row) if moe.experts.dropless else _padded(moe, rows, expert_of_row, tokens)
 
 
@@ -149,7 +149,7 @@ def _dropless(moe: MoE, rows: torch.Tensor, expert_of_row: torch.Tensor) -> Perm
 
 
 class ExpertChunk:
-    """The exchange of the local experts `low` to `high`, there and back."""
+    """The exchange of rows with the local experts `low` to `high`, there and back."""
 
     def __init__(self, moe: MoE, permuted: Permuted, low: int, high: int) -> None:
         self.experts, self.low, self.high = moe.experts, low, high
@@ -161,13 +161,13 @@ class ExpertChunk:
         self.received = [sum(counts) for counts in self.counts]
 
     def dispatch(self) -> Launched:
-        """Launch its rows."""
+        """Launch the rows of the chunk."""
         return launch_all_to_all(
             torch.cat(self.blocks), self.received, self.sent, self.experts.ep_group, wait_at=BackwardOrder.DISPATCH
         )
 
     def combine(self, rows: torch.Tensor) -> Launched:
-        """Run the experts on rows that have arrived, and launch what they give."""
+        """Run the experts on rows that have arrived, and launch the results."""
         arrived = rows.split([count for per_rank in self.counts for count in per_rank])
         step = self.high - self.low
         given = [torch.cat(arrived[expert::step]) for expert in range(step)]
@@ -183,7 +183,7 @@ class ExpertChunk:
         return launch_all_to_all(back, self.sent, self.received, self.experts.ep_group, wait_at=BackwardOrder.COMBINE)
 
     def by_rank(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        """What came back from each rank."""
+        """Return the results of each rank."""
         return rows.split(self.sent)
 
     def _one(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
