@@ -33,7 +33,7 @@ from farskip_compile._compat.fake import open_sizes
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
-from farskip_compile.compiler.carrier.passing import carrying
+from farskip_compile.compiler.carrier.outputs import returning_carriers
 from farskip_compile.compiler.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.compiler.guard.activity import counted as counting_runs
 from farskip_compile.compiler.guard.activity import note_activity
@@ -47,12 +47,12 @@ from farskip_compile.compiler.inductor_passes import KernelPass, PostGradPass, p
 from farskip_compile.compiler.inductor_passes.before_differentiation import PartInPieces, cut_before_differentiation
 from farskip_compile.compiler.inductor_passes.plan import Around, Plan, make_plan
 from farskip_compile.compiler.pipeline import run
-from farskip_compile.compiler.ranks.captured import check_of
-from farskip_compile.compiler.ranks.common import common_options
+from farskip_compile.compiler.ranks.common_options import common_options
 from farskip_compile.compiler.ranks.compiles import counted, traced_frame
 from farskip_compile.compiler.ranks.failures import report_failure
 from farskip_compile.compiler.ranks.identity import identity_of, source_hash
 from farskip_compile.compiler.ranks.stale import expect
+from farskip_compile.compiler.ranks.unannounced import check_of_captured
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
 from farskip_compile.passes.boundary.markers import prepared_for
 from farskip_compile.passes.graph import ops
@@ -232,14 +232,14 @@ class Backend:
         else:
             compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
         if orders:
-            compiled = counted(compiled, frame, common, check_of(orders, sizes, common))
+            compiled = counted(compiled, frame, common, check_of_captured(orders, sizes, common))
         elif plan is not None and plan.check_order and not bare:
             compiled = counted(compiled, frame, plan.common)
         if report is None or bare:
             return compiled
         compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
         one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it
-        return carrying(compiled, report, one_node=one_node)
+        return returning_carriers(compiled, report, one_node=one_node)
 
     def _around(self, report: CompileReport | None) -> Around:
         """Of a part of a model, what it is run among."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model is about to run in its original wiring: an error, or with `strict=False` one warning for each model.
+"""The error for a model that is about to run in its original wiring, or with `strict=False` one warning for each model.
 
-Contract: `original_wiring` raises, or warns and counts, and tells `farskip status`; it changes no module. `as_written`
-is the count, for `status`.
+Contract: `report_original_wiring` raises, or warns and counts, and leaves a note for `farskip status`; it changes no
+module. `as_written` returns the count, for `status`.
 """
 
 from __future__ import annotations
@@ -20,26 +20,32 @@ from farskip_compile.records.process_file import note_failure
 
 @dataclass
 class AsWritten:
-    """Calls of one module that ran in its original wiring, though it was compiled to run rewired."""
+    """The calls of one module that ran in its original wiring, though it was compiled to run rewired."""
 
     calls: int
     reason: str
-    """The last reason."""
+    """The reason of the last call."""
 
 
 _as_written: WeakKeyDictionary[nn.Module, AsWritten] = WeakKeyDictionary()
 
 
 def as_written(module: nn.Module) -> AsWritten | None:
-    """The calls of `module` that ran in its original wiring; None: none is known of."""
+    """Return the calls of `module` that ran in its original wiring, or None if no call is known."""
     return _as_written.get(module)
 
 
-def original_wiring(module: nn.Module, reason: str, way_out: str, *, strict: bool) -> None:
-    """See the module's contract.
+def report_original_wiring(module: nn.Module, reason: str, way_out: str, *, strict: bool) -> None:
+    """Raise, or warn once for each module: `module` is about to run in its original wiring.
+
+    Args:
+        module: the module.
+        reason: the text of the error or warning.
+        way_out: the hint.
+        strict: True to raise.
 
     Raises:
-        OriginalWiringError: `strict`.
+        OriginalWiringError: `strict` is true.
     """
     if is_on_purpose():
         return

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from farskip_compile._compat.collectives import all_gather, all_to_all_single, reduce_scatter, wait_tensor
 from farskip_compile.errors import ConfigError
-from farskip_compile.tools.prepare.loops import is_dispatched
+from farskip_compile.tools.prepare.kernels import is_dispatched
 
 
 class ChosenExperts(nn.Module):

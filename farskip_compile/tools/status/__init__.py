@@ -27,7 +27,7 @@ from farskip_compile._compat.modules import is_compiled, unwrapped
 from farskip_compile._compat.reached import stance
 from farskip_compile._compat.runs import class_name, frame_of, given_up, named_as_run
 from farskip_compile.compiler.guard.compiled import UNSEEN
-from farskip_compile.compiler.guard.forward import with_parts
+from farskip_compile.compiler.guard.forward import with_models_inside
 from farskip_compile.compiler.guard.report import as_written
 from farskip_compile.errors import PartialModelError
 from farskip_compile.records.compile import CompileReport, Outcome
@@ -148,7 +148,7 @@ def _answer(how: How, found: _Found, graphs: Sequence[Graph]) -> tuple[Answer, s
 def _ran_as_written(model: nn.Module, inner: nn.Module) -> str:
     if (name := stance()) == "force_eager":
         return f"torch.compiler.set_stance({name!r}) lets it run as it is written"
-    for module in dict.fromkeys([model, inner, *with_parts(inner)]):
+    for module in dict.fromkeys([model, inner, *with_models_inside(inner)]):
         if (found := as_written(module)) is not None:
             return f"{amount(found.calls, 'call')} ran as it is written; the last one: {found.reason}"
     return ""

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all ranks of a process group must have in common, beyond the collectives that they launch.
+"""The options that all ranks of a process group must have in common, beyond the collectives that they launch.
 
 In:    the configuration, and the report of the graph that was rewired by it.
-Out:   plain data that travels with the order of the collectives (see `ranks.agree`), and what differs between two.
-Never: includes what may legitimately differ: names of process groups, callbacks, options of Inductor, batch sizes.
+Out:   plain data that travels with the order of the collectives (see `ranks.agree`), and the differences of two.
+Never: includes options that may differ: names of process groups, callbacks, options of Inductor, batch sizes.
 
-A different connectivity, or range of layers, is a different function with the same collectives: nothing hangs, and what
-the ranks compute together is not a model at all. Different limits or cost figures may order collectives differently for
+A different connectivity, or range of layers, is a different function with the same collectives: nothing hangs, and the
+ranks together compute no model at all. Different limits or cost figures may order collectives differently for
 other inputs, if not for these.
 """
 
@@ -37,14 +37,16 @@ OPTIONS = (
 )
 ABSENT = "nothing"
 SHOWN = 200
-"""Most characters of a value in a message."""
+"""The largest number of characters of a value in a message."""
 
 
 def common_options(config: FarSkipConfig, report: CompileReport | None, package: str) -> dict[str, Any]:
-    """What must be the same on all ranks that run a graph together, as plain data.
+    """Return the options that must be the same on all ranks that run a graph together, as plain data.
 
-    The `report` of the graph is part of it: without `strict`, one rank alone may refuse it. None: not known. `package`
-    is the hash of this package's source.
+    Args:
+        config: the configuration.
+        report: the report of the graph, since one rank alone may refuse a graph without `strict`; None: not known.
+        package: the hash of this package's source.
     """
     options = config.to_json()
     result = (str(report.outcome), report.wiring_after) if report is not None else ()
@@ -60,7 +62,7 @@ def common_options(config: FarSkipConfig, report: CompileReport | None, package:
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What differs: its name, and both values as text. In a table, row by row."""
+    """Yield the name of each difference, and both values as text. Tables differ row by row."""
     for name in sorted({*ours, *theirs}):
         one, other = ours.get(name, ABSENT), theirs.get(name, ABSENT)
         if isinstance(one, Mapping) and isinstance(other, Mapping):

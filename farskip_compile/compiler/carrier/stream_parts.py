@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a residual stream between two layers, and the whole stream once somebody has read it there.
+"""The parts of a residual stream between two layers, and the whole tensor for whoever reads the stream there.
 
-Contract: the whole stream is made once, and everybody who reads it gets the same tensor, so that a write is seen by
-all later readers. The next layer takes the parts, which no reader can change; `refuse_if_changed` runs before it does,
-and raises if the whole stream is no longer what it was made as. The memory itself is compared, bit for bit, since a
-write through `.data`, NumPy, DLPack or a kernel's pointer leaves no other trace. Streams that nobody reads cost one
-look into an empty dictionary.
+Contract: the whole tensor is made once, and every reader gets the same one, so that later readers see a write. The next
+layer takes the parts, which no reader can change; `refuse_if_changed` runs before that, and raises if the whole tensor
+was changed. Its memory is compared bit for bit, since a write through `.data`, NumPy, DLPack or a kernel's pointer
+leaves no other trace. Streams that nobody reads cost one look into an empty dictionary.
 """
 
 from __future__ import annotations
@@ -23,81 +22,82 @@ from farskip_compile.errors import PartialModelError, Where, refuse
 from farskip_compile.passes.boundary.tail import tail_of
 
 WAY_OUT = (
-    "what changes the residual stream, or looks at its gradient, between two rewired layers needs a compile of the "
-    'whole model: torch.compile(model, backend="farskip", fullgraph=True); or layers on both sides that are not '
+    "code that changes the residual stream, or looks at its gradient, between two rewired layers needs a compile of "
+    'the whole model: torch.compile(model, backend="farskip", fullgraph=True); or layers on both sides that are not '
     "rewired: farskip_compile.regional(model, layers=(first, last))"
 )
 
 
-class Rest:
-    """The parts of a carrier besides its base. No dataclass: no walk over structures is to look into it."""
+class StreamParts:
+    """The parts of a residual stream. No dataclass, so that no walk over structures finds the tensors in it."""
 
     def __init__(self, key: str, base: torch.Tensor, others: tuple[Any, ...]) -> None:
         self.key = key
-        """Key of the tail that makes the stream of the parts."""
+        """The key of the tail that adds up the parts."""
         self.base = base
-        """The base as it left the graph: what somebody puts in its place is compared with it."""
+        """The first part as it left the graph; a carrier compares its own base with this one."""
         self.others = others
-        """Further parts: terms that are settled, in flight, or needed for these."""
-        self.handed_out: HandedOut | None = None
+        """Further parts: terms that are settled or in flight, and values that these need."""
+        self.materialised: MaterialisedStream | None = None
 
     @torch.compiler.disable(reason="the residual stream between two layers of farskip_compile.regional is read")
     def whole(self) -> torch.Tensor:
         """Return the whole stream, each time the same tensor, with the gradients that a plain model's would have.
 
-        Dynamo does not trace this, for whatever backend: the identity of a part is that of the tensor which runs.
+        Dynamo does not trace this, for whatever backend: parts are known by the identity of the tensors that run.
         """
-        if self.handed_out is None:
-            self.handed_out = HandedOut(self.fresh())
+        if self.materialised is None:
+            self.materialised = MaterialisedStream(self.sum())
             for part in (self.base, *self.others):
                 if isinstance(part, torch.Tensor):
-                    _handed_out[id(part)] = weakref.ref(self)
-                    weakref.finalize(self, _handed_out.pop, id(part), None)
-        return self.handed_out.whole
+                    _streams_by_part[id(part)] = weakref.ref(self)
+                    weakref.finalize(self, _streams_by_part.pop, id(part), None)
+        return self.materialised.whole
 
-    def fresh(self) -> torch.Tensor:
+    def sum(self) -> torch.Tensor:
         """Return the whole stream as a new tensor.
 
-        It may be made in a hook inside of an activation checkpoint, in code without gradients, or under a mode that
-        counts operators, and is kept for readers outside of these: none of them takes part in it.
+        A hook inside of an activation checkpoint, code without gradients, or a mode that counts operators may ask for
+        the tensor, and readers outside of these get the same one: so none of these modes takes part in the sum.
         """
         with (
             torch.inference_mode(self.base.is_inference()),
             torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(_same, _same),
+            torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged),
             without_modes(),
         ):
             return tail_of(self.key)(self.base, *self.others)
 
     def is_whole(self, value: Any) -> bool:
         """Return whether `value` is the tensor that `whole` has returned."""
-        return self.handed_out is not None and value is self.handed_out.whole
+        return self.materialised is not None and value is self.materialised.whole
 
     def is_among(self, inputs: Sequence[Any]) -> bool:
         """Return whether all parts are among `inputs`; FSDP2 puts a view in the place of the base."""
         tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
-        known = set(map(id, tensors))
-        others = all(id(part) in known for part in self.others if isinstance(part, torch.Tensor))
-        return others and (id(self.base) in known or any(is_alias(value, self.base) for value in tensors))
+        identities = set(map(id, tensors))
+        if any(isinstance(part, torch.Tensor) and id(part) not in identities for part in self.others):
+            return False
+        return id(self.base) in identities or any(is_alias(value, self.base) for value in tensors)
 
 
-class HandedOut:
-    """The whole stream as somebody has got it, and how it was then."""
+class MaterialisedStream:
+    """The whole stream as its readers have got it, and a copy from before they did."""
 
     def __init__(self, whole: torch.Tensor) -> None:
         self.whole = whole
         self.before = whole.detach().clone()
         self.requires_grad = whole.requires_grad
 
-    def changes(self) -> str:
-        """Return what was done to the stream since, or an empty text."""
+    def change(self) -> str:
+        """Return words for a change that readers have made, or an empty text."""
         if awaits_gradient(self.whole) or self.whole.requires_grad != self.requires_grad:
             return "was asked for its gradient"
         return "" if _have_same_bits(self.whole.detach(), self.before) else "was written to"
 
 
-_handed_out: dict[int, weakref.ref[Rest]] = {}
-"""Identity of a part -> the stream that it belongs to; of streams that somebody has read."""
+_streams_by_part: dict[int, weakref.ref[StreamParts]] = {}
+"""The streams that somebody has read, by the identities of their parts."""
 
 
 def refuse_if_changed(inputs: Sequence[Any], where: Where) -> None:
@@ -110,12 +110,14 @@ def refuse_if_changed(inputs: Sequence[Any], where: Where) -> None:
     Raises:
         PartialModelError: the stream was written to, or a hook waits for its gradient.
     """
-    if not _handed_out or in_backward():
+    if not _streams_by_part or in_backward():
         return
-    found = {reference() for value in inputs if (reference := _handed_out.get(id(value))) is not None}
-    for rest in found:
-        handed_out = rest.handed_out if rest is not None and rest.is_among(inputs) else None
-        if handed_out is not None and (change := handed_out.changes()):
+    streams = {_streams_by_part[id(value)]() for value in inputs if id(value) in _streams_by_part}
+    for parts in streams:
+        if parts is None or parts.materialised is None or not parts.is_among(inputs):
+            continue
+        change = parts.materialised.change()
+        if change:
             raise PartialModelError(
                 f"the residual stream {change} after one layer that is compiled by itself returned it, and before the "
                 "next one, which takes the stream in parts",
@@ -143,5 +145,5 @@ def _have_same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
         return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
-def _same(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value

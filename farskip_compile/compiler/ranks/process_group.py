@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave the default process group such that the interpreter can end afterwards.
+"""The end of the default process group, after which the interpreter can end too.
 
 In:    the default process group, joined by this process.
-Out:   `leaving()`, a context that destroys the group: after all ranks got there, or at once if this one fails.
+Out:   `leaving_process_group()`, a context that destroys the group: after all ranks have arrived, or at once if this
+       rank fails.
 Never: waits for other ranks after a failure: they may be gone.
 Why:   a gloo thread still holds the tensors of a collective when the rank that waited for it goes on. If the thread is
        the last to let go of a tensor that Python has seen, it needs the GIL. Destroying the group usually joins the
@@ -25,12 +26,12 @@ SETTLE_SECONDS = 0.05
 
 
 @contextmanager
-def leaving() -> Iterator[None]:
+def leaving_process_group() -> Iterator[None]:
     """Destroy the default process group at the end of the block."""
     try:
         yield
         dist.barrier()  # 1
     finally:
         time.sleep(SETTLE_SECONDS)  # 2
-        if dist.is_initialized():  # the block may have left by itself
+        if dist.is_initialized():  # the block may have destroyed it
             dist.destroy_process_group()  # 3

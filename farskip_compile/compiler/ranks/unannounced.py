@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph without an announcement compares its collectives across ranks all the same, at the first run of each compile.
+"""The comparison across ranks for graphs without an announcement, at the first run of each compile.
 
 Contract: for graphs that are not scheduled (`schedule=False`, or an inner backend other than Inductor), into which no
-pass writes an announcement (`ranks.announce`). What Dynamo has captured is compared, in its order: the options and the
-collectives of the forward graph that are visible there. Those inside an `autograd.Function`, those that DTensor makes
-and those of the backward graph are not. After its first run a graph costs a few look-ups.
+pass writes an announcement (`ranks.announce`). The options are compared, and the collectives that are visible in
+Dynamo's forward graph, in its order. Collectives inside an `autograd.Function`, of DTensor and of the backward graph
+are not visible there. After its first run a graph costs a few look-ups.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from farskip_compile.records.announcement import LaunchSizes
 PHASE = "captured"
 
 
-def check_of(
+def check_of_captured(
     orders: Mapping[str, list[str]], sizes: Mapping[str, LaunchSizes], common: Mapping[str, Any]
 ) -> Callable[[Frame], None]:
-    """Return what compares `orders`, `sizes` (see `ranks.announce`) and `common` across ranks, once in each epoch of
-    the frame that it is given."""
+    """Return a function that compares `orders`, `sizes` and `common` across ranks, once in each epoch of its frame."""
     text = json.dumps([PHASE, orders, sizes, common], sort_keys=True)
 
     def check(frame: Frame) -> None:

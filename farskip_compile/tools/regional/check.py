@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a model whose layers were compiled one by one must be what was asked of the whole.
+"""The check of the table of a model whose layers were compiled one by one.
 
-Contract: `check_whole` is given the table put together, and the configuration. It asks what a compile of the whole
-model would have asked, of the model as written, and compares. It raises, or says nothing.
+Contract: `check_model_table` compares the table with the one that a compile of the whole model would have made of the
+model as written. It raises, or returns nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Connectivity, ask
 
 
-def check_whole(table: Table, connectivity: Connectivity, settings: Resolved, model: nn.Module) -> None:
-    """Compare `table`, that of `model`, with what `connectivity` and `settings` ask of a whole model.
+def check_model_table(table: Table, connectivity: Connectivity, settings: Resolved, model: nn.Module) -> None:
+    """Compare `table`, the table of `model`, with what `connectivity` and `settings` ask of a whole model.
 
     Raises:
         ConnectivityError, DenseModelError, LayerRangeError: as for a whole model.
-        ManifestError: the manifest describes another one.
-        PartialModelError: a layer is wired otherwise; names it.
+        ManifestError: the manifest describes another model.
+        PartialModelError: a layer is wired otherwise than in a compile of the whole model.
     """
     written = table.as_written()
     if settings.manifest is not None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward of a layer that is compiled by itself: takes the stream in parts, and marks where it leaves.
+"""The forward of a layer that is compiled by itself, which marks where the residual stream arrives and leaves.
 
-Contract: `stand_in` gives a function that does what the layer's own forward does. While this package's backend traces
-it, a carrier among its arguments becomes the mark of an arrival, and the tensors that it returns are marked. Anywhere
-else, where nothing would be rewired, it raises an `OriginalWiringError`. Layers with the same forward share it, and so
-what is compiled of it.
+Contract: `layer_forward` gives a function that does what the layer's own forward does. While this package's backend
+traces it, a carrier among its arguments becomes the mark of an arrival, and the tensors that it returns are marked.
+Anywhere else, where nothing would be rewired, it raises an `OriginalWiringError`. Layers with the same forward share
+the function and its compiled code.
 """
 
 from __future__ import annotations
@@ -28,18 +28,24 @@ torch.compiler.allow_in_graph(arrive)
 torch.compiler.allow_in_graph(depart)
 
 
-def stand_in(plain: Forward, *, here: bool | str, later: bool | str, prepared: str = "", plan: str = "") -> Forward:
-    """A forward in place of `plain`; `here` and `later`: what is asked of the layer, and of what comes after it.
+def layer_forward(
+    plain: Forward, *, here: bool | str, later: bool | str, prepared: str = "", plan: str = ""
+) -> Forward:
+    """Return a forward in place of `plain`.
 
-    `prepared`: the backend for whoever compiles it without options of its own; see
-    `farskip_compile.compiler.backend.prepare`. `plan`: see `depart`.
+    Args:
+        plain: the layer's own forward, as a function of the layer.
+        here: the connectivity that the layer is asked for.
+        later: the connectivity that later layers are asked for.
+        prepared: the backend for callers of `compile` without options; see `farskip_compile.compiler.backend.prepare`.
+        plan: see `depart`.
     """
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         _refuse_original_wiring()
-        taken = [_arrived(value) for value in args]
-        named = {name: _arrived(value) for name, value in kwargs.items()}
-        return _departing(plain(self, *taken, **named), here, later, prepared, plan)
+        arrived_args = [_mark_arrival(value) for value in args]
+        arrived_kwargs = {name: _mark_arrival(value) for name, value in kwargs.items()}
+        return _mark_departure(plain(self, *arrived_args, **arrived_kwargs), here, later, prepared, plan)
 
     code = forward.__code__.replace()  # a copy: Dynamo counts recompilations by code
     own = FunctionType(code, forward.__globals__, forward.__name__, None, forward.__closure__)
@@ -47,11 +53,11 @@ def stand_in(plain: Forward, *, here: bool | str, later: bool | str, prepared: s
     return functools.wraps(plain)(own)
 
 
-def _arrived(value: Any) -> Any:
-    return arrive(value.rest.key, value.base, *value.rest.others) if isinstance(value, Carrier) else value
+def _mark_arrival(value: Any) -> Any:
+    return arrive(value.parts.key, value.base, *value.parts.others) if isinstance(value, Carrier) else value
 
 
-def _departing(returned: Any, *mark: Any) -> Any:
+def _mark_departure(returned: Any, *mark: Any) -> Any:
     if isinstance(returned, torch.Tensor):
         return depart(returned, *mark)
     if type(returned) is tuple:
@@ -61,7 +67,7 @@ def _departing(returned: Any, *mark: Any) -> Any:
 
 @torch.compiler.assume_constant_result
 def _refuse_original_wiring() -> None:
-    """Runs while Dynamo traces, or where nothing traces."""
+    """Raise unless Dynamo traces the layer for this backend."""
     if not traced_by_us():
         raise OriginalWiringError(
             "a layer that farskip_compile.regional has prepared is about to run in its original wiring",
