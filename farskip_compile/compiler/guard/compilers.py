@@ -13,7 +13,7 @@ from typing import Any
 
 from farskip_compile._compat.reached import Compiler, tracing_for
 
-HOME = "farskip_compile.backend"
+HOME = "farskip_compile.compiler.backend"
 NAME = "farskip"
 """Of the function there, which is also its name for `torch.compile`."""
 
