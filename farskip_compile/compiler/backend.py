@@ -58,8 +58,8 @@ from farskip_compile.passes.boundary.markers import prepared_for
 from farskip_compile.passes.graph import ops
 from farskip_compile.records.announcement import collective_orders, collective_sizes
 from farskip_compile.records.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
-from farskip_compile.records.first_run import watched
 from farskip_compile.records.process_file import errors_noted
+from farskip_compile.records.runs import watched
 from farskip_compile.records.schedule import late
 
 Compiled = Callable[..., Any]

@@ -16,6 +16,8 @@ from torch import nn
 from farskip_compile.compiler.guard.activity import is_on_purpose
 from farskip_compile.errors import FarSkipWarning, OriginalWiringError
 from farskip_compile.records.process_file import note_failure
+from farskip_compile.records.record import standing_failures
+from farskip_compile.records.registry import COMPILES
 
 
 @dataclass
@@ -31,8 +33,15 @@ _as_written: WeakKeyDictionary[nn.Module, AsWritten] = WeakKeyDictionary()
 
 
 def as_written(module: nn.Module) -> AsWritten | None:
-    """Return the calls of `module` that ran in its original wiring, or None if no call is known."""
-    return _as_written.get(module)
+    """Return the calls of `module` that ran in its original wiring since its last compile, or None if none is known."""
+    return _as_written.get(module) if _is_noted(module) else None
+
+
+def _is_noted(module: nn.Module) -> bool:
+    """Return whether the registry holds that `module` runs as it is written, and no compile of it since."""
+    owner = COMPILES.owner_number(module)
+    failures = standing_failures(COMPILES.records())
+    return any(one.kind == "stopped" and one.owner == owner for one in failures)
 
 
 def report_original_wiring(module: nn.Module, reason: str, way_out: str, *, strict: bool) -> None:
@@ -53,8 +62,9 @@ def report_original_wiring(module: nn.Module, reason: str, way_out: str, *, stri
     if strict:
         note_failure("error", error, module)
         raise error
-    known = _as_written.get(module)
+    known, is_noted = _as_written.get(module), as_written(module) is not None
     _as_written[module] = AsWritten(known.calls + 1 if known is not None else 1, reason)
-    if known is None:
+    if not is_noted:
         note_failure("stopped", error, module)
+    if known is None:
         warnings.warn(f"{reason}\n  way out: {way_out}", FarSkipWarning, stacklevel=4)

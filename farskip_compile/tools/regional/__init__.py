@@ -31,7 +31,7 @@ from farskip_compile.passes.residual.table import Table
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 from farskip_compile.passes.rewire.told import told, told_later
 from farskip_compile.records.compile import CompileReport, Outcome
-from farskip_compile.records.wholes import forget_whole, note_whole, tell_whole
+from farskip_compile.records.layered import forget_layered, note_layered, tell_layered
 from farskip_compile.records.wiring import classify_wiring
 from farskip_compile.tools.explain.explanation import Explanation
 from farskip_compile.tools.regional.check import check_model_table
@@ -107,7 +107,7 @@ class Regional:
 
     def undo(self) -> None:
         """Put the model back as it was."""
-        forget_whole(self._before)
+        forget_layered(self._before)
         self._before.clear()
         while self._undo:
             self._undo.pop()()
@@ -145,7 +145,7 @@ class Regional:
         check_model_table(table, first, self.settings, self.model)
         self._table = table
         self._checked[key] = parts
-        tell_whole(self)
+        tell_layered(self)
 
 
 def regional(
@@ -199,7 +199,7 @@ def regional(
         _replace_forward(result, layer, forwards[key])
     for owner in owners:
         _watch_calls(result, owner)
-    note_whole(result, (layer for _, layer in found))
+    note_layered(result, (layer for _, layer in found))
     return result
 
 
