@@ -107,7 +107,7 @@ class Manifest:
         found = reader.decode(_Json, reader.version(data, (SCHEMA,)))
         connectivity: Connectivity = found.connectivity
         if isinstance(connectivity, Mapping):
-            connectivity = reader.value(Mapping[str, tuple[str, ...]], connectivity, "connectivity")
+            connectivity = reader.decode(dict[str, tuple[str, ...]], connectivity, "connectivity")
         elif connectivity not in get_args(Named):
             reader.refuse("connectivity", f"one of {', '.join(get_args(Named))}, or a table", connectivity)
         for number, row in enumerate(found.sub_blocks):
