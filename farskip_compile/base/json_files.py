@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from farskip_compile.base.reading import DOCUMENT_BYTES, check_nesting, parse_json, read_bytes
 from farskip_compile.errors import ConfigError, FarSkipError
@@ -180,7 +180,7 @@ def _only_known(known: list[str], data: Any) -> Any:
     return dict(data)
 
 
-def encode(value: Any, *properties: str, null: bool = False) -> Any:
+def encode(value: Any, *properties: str, without: Iterable[str] = (), null: bool = False) -> Any:
     """Return plain data for `json.dumps`: the fields of a dataclass, then some of its properties.
 
     An object inside of `value` that has a method `to_json` is encoded by it.
@@ -188,17 +188,33 @@ def encode(value: Any, *properties: str, null: bool = False) -> Any:
     Args:
         value: a dataclass, an enum, a mapping, a list or tuple of these, or plain data.
         properties: names of properties of a dataclass.
+        without: names of fields that are not written.
         null: whether fields that are None are written, as null; else they are left out.
     """
     if dataclasses.is_dataclass(value):
-        names = [*(entry.name for entry in dataclasses.fields(value)), *properties]
-        entries = {name: getattr(value, name) for name in names}
+        names = [entry.name for entry in dataclasses.fields(value) if entry.name not in without]
+        entries = {name: getattr(value, name) for name in (*names, *properties)}
         return {name: _inner(one, null) for name, one in entries.items() if null or one is not None}
     if isinstance(value, Mapping):
         return {key: _inner(one, null) for key, one in value.items()}
     if isinstance(value, tuple | list):
         return [_inner(one, null) for one in value]
     return value.value if isinstance(value, Enum) else value
+
+
+class JsonRecord:
+    """A base of dataclasses whose JSON is their fields, null included, and some of their properties."""
+
+    ALSO_WRITTEN: ClassVar[tuple[str, ...]] = ()
+    """Names of properties."""
+    NOT_WRITTEN: ClassVar[tuple[str, ...]] = ()
+    """Names of fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for `json.dumps`."""
+        found = encode(self, *self.ALSO_WRITTEN, without=self.NOT_WRITTEN, null=True)
+        assert isinstance(found, dict)
+        return found
 
 
 def _inner(value: Any, null: bool) -> Any:

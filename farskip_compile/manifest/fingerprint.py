@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 
 from farskip_compile._compat.modules import plain_name, unwrapped
-from farskip_compile.base.json_files import JsonReader
+from farskip_compile.base.json_files import JsonReader, encode
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import patterns
 from farskip_compile.manifest.adapters import names_without_adapters
@@ -75,8 +75,8 @@ class ParameterFingerprint:
         return {
             "sha256": self.sha256,
             "parameters": len(self.shapes),
-            "sub_blocks": {key: list(shape) for key, shape in patterns.grouped(self.used).items()},
-            "others": {key: list(shape) for key, shape in patterns.grouped(self.others).items()},
+            "sub_blocks": encode(patterns.grouped(self.used)),
+            "others": encode(patterns.grouped(self.others)),
         }
 
     @classmethod

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
-from farskip_compile.base.json_files import JsonReader
+from farskip_compile.base.json_files import JsonReader, encode
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.fingerprint import Listed, ParameterFingerprint
 from farskip_compile.passes.graph.declared import Declared
@@ -79,12 +79,8 @@ class Manifest:
         """Plain data for `json.dumps`."""
         return {
             "schema": self.schema,
-            "connectivity": (
-                str(self.connectivity)
-                if isinstance(self.connectivity, str)
-                else {row: list(terms) for row, terms in self.connectivity.items()}
-            ),
-            "layers": list(self.layers) if self.layers is not None else None,
+            "connectivity": encode(self.connectivity),
+            "layers": encode(self.layers),
             **self.table.to_json(),
             "fingerprint": self.fingerprint.to_json() if self.fingerprint is not None else None,
             **({"declared": {fact.name: fact.to_json() for fact in self.declared}} if self.declared else {}),

@@ -9,10 +9,11 @@ collectives or two kernels at once count once; therefore the parts of a table ma
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.measure.profiling.intervals import Segment, Span, union
 
 
@@ -105,16 +106,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What is plain data as it is."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class StepTimes(_Record):
+class StepTimes(JsonRecord):
     """One run of a graph, or of all graphs together."""
 
     compute_ns: int
@@ -128,7 +120,7 @@ class StepTimes(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateReport(_Record):
+class EstimateReport(JsonRecord):
     """One scheduled graph: what the scheduler expected of the order that runs, and what the trace shows."""
 
     name: str
@@ -144,7 +136,7 @@ class EstimateReport(_Record):
 
 
 @dataclass(frozen=True)
-class Hider(_Record):
+class Hider(JsonRecord):
     """A kernel or operator that ran while a collective was in flight."""
 
     name: str
@@ -154,8 +146,10 @@ class Hider(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredOverlap:
+class MeasuredOverlap(JsonRecord):
     """Communication time, and how much of it was exposed."""
+
+    ALSO_WRITTEN = ("hidden_ns",)
 
     communication_ns: int
     """Time in flight."""
@@ -173,12 +167,8 @@ class MeasuredOverlap:
         return self.hidden_ns / self.communication_ns if self.communication_ns else None
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and what follows from them; for `json.dumps`."""
-        plain = {
-            name: [part.to_json() for part in value] if isinstance(value, tuple) else value
-            for name, value in vars(self).items()
-        }
-        return {**plain, "hidden_ns": self.hidden_ns, "overlap": self.fraction}
+        """Return plain data for `json.dumps`: all fields, and the figures that follow from them."""
+        return {**super().to_json(), "overlap": self.fraction}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +228,10 @@ class RankReport(MeasuredOverlap):
 
 
 @dataclass(frozen=True)
-class OverlapReport:
-    """Exposed communication of one or several ranks."""
+class OverlapReport(JsonRecord):
+    """Exposed communication of one or several ranks; in JSON, times in nanoseconds, `overlap` as a fraction."""
+
+    ALSO_WRITTEN, NOT_WRITTEN = ("total",), ("traces",)
 
     ranks: tuple[RankReport, ...]
     """In order of rank."""
@@ -263,15 +255,3 @@ class OverlapReport:
             communication_ns=sum(rank.communication_ns for rank in self.ranks),
             exposed_ns=sum(rank.exposed_ns for rank in self.ranks),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`. Times in nanoseconds, `overlap` as a fraction."""
-        return {
-            "device": str(self.device),
-            "world_size": self.world_size,
-            "peer_wait_subtracted": self.peer_wait_subtracted,
-            "total": self.total.to_json(),
-            "notes": list(self.notes),
-            "estimates": [graph.to_json() for graph in self.estimates],
-            "ranks": [rank.to_json() for rank in self.ranks],
-        }
