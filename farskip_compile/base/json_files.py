@@ -38,23 +38,15 @@ from farskip_compile.text_utils import did_you_mean, shortened
 T = TypeVar("T")
 
 EXPECTED = {
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "int_type": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "tuple_type": "a list",
-    "dict_type": "a JSON object",
-    "dataclass_type": "a JSON object",
+    **{"string_type": "a string", "bool_type": "true or false", "int_type": "an integer", "float_type": "a number"},
+    **{"finite_number": "a finite number", "tuple_type": "a list"},
+    **dict.fromkeys(("dict_type", "dataclass_type"), "a JSON object"),
 }
 """Type of an error of pydantic -> the expected value in words."""
-STRICTNESS = {
-    "str": {"strict": True},
-    "bool": {"strict": True},
-    "int": {"strict": True},
+STRICTNESS: dict[str, dict[str, bool]] = {
+    **{kind: {"strict": True} for kind in ("str", "bool", "int")},
     "float": {"strict": True, "allow_inf_nan": False},
-    "tuple": {"fail_fast": True},
-    "dict": {"fail_fast": True},
+    **{kind: {"fail_fast": True} for kind in ("tuple", "dict")},
 }
 """Type of a schema of pydantic -> settings of it. Only values are strict: strict tuples take no lists."""
 
@@ -86,7 +78,7 @@ class JsonReader:
         from pydantic import ValidationError
 
         try:
-            found: T = _validator(kind, self.accepts_null).validate_python(data)
+            found: T = _validator(kind, self.accepts_null).validate_python(data)  # type: ignore[arg-type]
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
         else:
@@ -154,7 +146,7 @@ def _strict(schema: Any, accepts_null: bool) -> Any:
         return [_strict(part, accepts_null) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    kind = schema.get("type")
+    kind = str(schema.get("type"))
     if kind == "nullable" and not accepts_null:
         return _strict(schema["schema"], accepts_null)
     made = {key: _strict(part, accepts_null) for key, part in schema.items()} | STRICTNESS.get(kind, {})
@@ -235,33 +227,36 @@ def read_json(
     error: type[FarSkipError] = ConfigError,
     largest: int = DOCUMENT_BYTES,
 ) -> Any:
-    """The JSON in a file; `error` if it can't be read, is not JSON as `reading.parse_json` takes it, or has more than
-    `largest` bytes. `what` it is, for messages."""
+    """Return the parsed JSON of a file; `what` names the content in messages.
+
+    Raises:
+        FarSkipError: `error`, if the file can't be read, has more than `largest` bytes, or `parse_json` refuses it.
+    """
     return _parsed(path, what, way_out, error, parse_json, largest)
 
 
 def read_sealed(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> dict[str, Any]:
-    """What `write_sealed` wrote; `error` if it can't be read or is not as it was written."""
+    """Return the object that `write_sealed` wrote; raise `error` if the file can't be read or was changed."""
     return _parsed(path, what, way_out, error, lambda text: unsealed(text.removesuffix("\n")), LARGEST)
 
 
 def write_sealed(
     path: Path, content: Mapping[str, Any], *, way_out: str = "", error: type[FarSkipError] = ConfigError
 ) -> None:
-    """Write a JSON object with its seal, or leave the file as it was; `error` if it can't be written."""
+    """Write a JSON object with its seal, or leave the file as it was; raise `error` if that fails."""
     write_text(path, sealed(content) + "\n", way_out=way_out, error=error)
 
 
 def sealed(content: Mapping[str, Any]) -> str:
-    """A JSON object with at least one field, on one line, with its seal as the last field."""
+    """Return a JSON object with at least one field as one line, with its seal as the last field."""
     return _with_seal(json.dumps(content))
 
 
 def unsealed(text: str) -> dict[str, Any]:
-    """What `sealed` was given.
+    """Return the object that `sealed` made `text` of.
 
     Raises:
-        ValueError: it is not the text that `sealed` gave, to the byte.
+        ValueError: `text` is not, to the byte, what `sealed` returned.
     """
     content, comma, _ = text.rpartition(f', "{SEAL}": "')
     content += "}"

@@ -27,7 +27,7 @@ from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Name
 
 SCHEMA = 1
 MOST_LAYERS = 10_000
-"""Of a manifest without sub-blocks."""
+"""Largest number of layers in a manifest without sub-blocks."""
 WAY_OUT = "write the manifest anew with farskip_compile.describe and save_manifest; it is not meant to be edited"
 
 
@@ -64,7 +64,7 @@ class Manifest:
 
     @property
     def changes_function(self) -> bool:
-        """Whether the model computes something else than as it is written. AMD's keys are taken at their word."""
+        """Return whether the rewired model computes another function. AMD's keys are taken at their word."""
         if self.table.rows:
             return any(row.left_out for row in self.table.rows)
         return self.connectivity != "none"
@@ -90,14 +90,14 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: object, origin: str = "the manifest") -> Manifest:
-        """What `to_json` gave.
+        """Return the manifest that `to_json` wrote as `data`.
 
         Args:
             data: parsed JSON.
             origin: where it is from, for messages.
 
         Raises:
-            ManifestError: it is anything else; names the key.
+            ManifestError: `data` is anything else; names the key.
         """
         reader = JsonReader(origin, ManifestError, always=WAY_OUT, accepts_null=True)
         found = reader.decode(_Json, reader.version(data, (SCHEMA,)))
