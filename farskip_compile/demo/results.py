@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from farskip_compile.base.json_files import JsonRecord, replacing
 from farskip_compile.measure.profiling import OverlapReport
@@ -38,7 +38,7 @@ LEAST_CHANGE = 1e-3
 class _Result(JsonRecord, ABC):
     """A result that passes or does not."""
 
-    ALSO_WRITTEN = ("passed",)
+    ALSO_WRITTEN: ClassVar[tuple[str, ...]] = ("passed",)
 
     @property
     @abstractmethod
