@@ -44,7 +44,7 @@ def case_lines(case: DemoCase | DemoComparison, console: Console) -> RenderableT
 def closing(demo: Demo, report: Path) -> RenderableType:
     """The verdict, and where the report is."""
     verdict = Text(f"\n{'PASS' if demo.passed else 'FAIL'}: ", style=STYLES[demo.passed])
-    verdict.append(f"{demo.verdict()}, {demo.seconds:.0f} s", style="default")
+    verdict.append(f"{demo.verdict}, {demo.seconds:.0f} s", style="default")
     lines = [verdict, Text(f"report: {report}")]
     if demo.overlap is not None and demo.overlap.variants:
         lines.append(Text("traces of both ranks, each for `farskip overlap` and for ui.perfetto.dev:"))

@@ -13,9 +13,10 @@ largest one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, Sample, collective_seconds, fit_link
 from farskip_compile.costs.profile import MOST_RANKS
 from farskip_compile.measure.calibrate.stopwatch import Times
@@ -97,7 +98,7 @@ class LinkFindings:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(JsonRecord):
     """The measured points, and the profile."""
 
     profile: HardwareProfile
@@ -112,10 +113,6 @@ class Calibration:
     """The duration on rank 0."""
     notes: tuple[str, ...] = ()
     """The measurements that failed, and the figures that the profile has instead."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for `json.dumps`."""
-        return {**asdict(self), "profile": self.profile.to_json()}
 
 
 def with_compute(

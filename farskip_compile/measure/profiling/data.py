@@ -9,10 +9,11 @@ collectives or two kernels at once count once, and the parts of a table may add 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.measure.profiling.intervals import Segment, Span, union
 
 
@@ -103,16 +104,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """The base of records that are plain data as they are."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields for `json.dumps`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class StepTimes(_Record):
+class StepTimes(JsonRecord):
     """One run of a graph, or of all graphs together."""
 
     compute_ns: int
@@ -126,7 +118,7 @@ class StepTimes(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateReport(_Record):
+class EstimateReport(JsonRecord):
     """One scheduled graph: the scheduler's estimate for the order that runs, and the measurement."""
 
     name: str
@@ -142,7 +134,7 @@ class EstimateReport(_Record):
 
 
 @dataclass(frozen=True)
-class Hider(_Record):
+class Hider(JsonRecord):
     """A kernel or operator that ran while a collective was in flight."""
 
     name: str
@@ -152,8 +144,10 @@ class Hider(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredOverlap:
+class MeasuredOverlap(JsonRecord):
     """Communication time, and how much of it was exposed."""
+
+    ALSO_WRITTEN = ("hidden_ns",)
 
     communication_ns: int
     """Time in flight."""
@@ -172,11 +166,7 @@ class MeasuredOverlap:
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields, and the values that follow from them, for `json.dumps`."""
-        plain = dict(vars(self))
-        for name, value in plain.items():
-            if isinstance(value, tuple):
-                plain[name] = [part.to_json() for part in value]
-        return {**plain, "hidden_ns": self.hidden_ns, "overlap": self.fraction}
+        return {**super().to_json(), "overlap": self.fraction}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +227,10 @@ class RankReport(MeasuredOverlap):
 
 
 @dataclass(frozen=True)
-class OverlapReport:
-    """Exposed communication of one or several ranks."""
+class OverlapReport(JsonRecord):
+    """Exposed communication of one or several ranks; in JSON, times in nanoseconds, `overlap` as a fraction."""
+
+    ALSO_WRITTEN, NOT_WRITTEN = ("total",), ("traces",)
 
     ranks: tuple[RankReport, ...]
     """The reports in order of rank."""
@@ -262,15 +254,3 @@ class OverlapReport:
             communication_ns=sum(rank.communication_ns for rank in self.ranks),
             exposed_ns=sum(rank.exposed_ns for rank in self.ranks),
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report for `json.dumps`: times in nanoseconds, `overlap` as a fraction."""
-        return {
-            "device": str(self.device),
-            "world_size": self.world_size,
-            "peer_wait_subtracted": self.peer_wait_subtracted,
-            "total": self.total.to_json(),
-            "notes": list(self.notes),
-            "estimates": [graph.to_json() for graph in self.estimates],
-            "ranks": [rank.to_json() for rank in self.ranks],
-        }
