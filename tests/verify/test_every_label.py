@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every line of the table of operators, as the proof by labels reads it, held against numbers.
 
-Each call of `operator_calls` is run on labels that are hashes of the rows of its arguments, twice: as they are, and with
-one row of one argument changed. Two rows with one label must then be the same numbers, among what goes in and what
+Each call of `operator_calls` is run on labels that are hashes of the rows of its arguments: as they are, and with one
+row of one argument changed. Two rows with one label must then be the same numbers, among what goes in and what
 comes out.
 """
 

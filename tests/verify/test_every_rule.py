@@ -8,7 +8,9 @@ wrong by a dimension looks right.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,6 +139,15 @@ class Calls:
         except Exception:
             return None
         return result if isinstance(value, torch.Tensor) else None
+
+
+def test_contributing_shows_a_line_of_the_table() -> None:
+    text = " ".join((Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().split())
+    shown = re.search(r'\(Operator\(E\.(\w+), at=(\d)\), "(\w+)"\)', text)
+    assert shown is not None
+    line = OPERATORS[shown[3]]
+    assert (line.effect.name, line.at) == (shown[1], int(shown[2]))
+    assert shown[3] in CALLS
 
 
 def test_no_line_of_the_table_is_left_out() -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator passes rows on: a rule for each family of operators.
+"""How an operator passes rows on: a rule for each effect of the table of operators (`graph.operators`).
 
 Contract: `apply` says what is known of a node from what is known of its arguments; less than is true in doubt, never
-more. Operators go by their canonical names, pointwise ones by the tag of their ATen operator. What a user declared
+more. What an operator does to dimensions is read off its line in the table, and nowhere else. What a user declared
 fills in what no rule knows; where a rule is sure, the rule holds, and whoever compares can see that they differ.
 """
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator does to labels: a rule for each family; of what has none, every row of the result is made of all.
+"""What an operator does to labels: a rule for each effect of the table of operators (`graph.operators`).
+
+Where an effect has no rule, every row of the result is made of all.
 
 Contract: no rule says that rows stay apart where they may meet. In doubt a result is one label, of all that goes in:
 then a graph that handles fewer rows has another label, and is refused. Numbers that are known (places, counts, choices)
