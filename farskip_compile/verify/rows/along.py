@@ -72,7 +72,7 @@ def _is_for_whole_rows(arg: fx.Node, shape: Sequence[Any], layout: RowLayout) ->
 
 
 def one_hot(node: fx.Node, given: FactsOf) -> RowFacts:
-    """A new last dimension."""
+    """Add a last dimension."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
     if rows.state is not RowDependence.ROWS or value is None:
@@ -81,7 +81,7 @@ def one_hot(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def meet(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Entries along some dimensions meet, which stay: a softmax, a sort, the best ones."""
+    """Let entries meet along dimensions, which stay: a softmax, a sort, the best ones."""
     operator = operator_named(ops.op_name(node))
     picks = operator.effect is Effect.BEST
     _, rows = first_of(node, given)
@@ -132,7 +132,7 @@ def _not_first(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def reduced(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Entries along some dimensions meet, which go: a sum, a maximum; or one of the entries is taken, chosen by all."""
+    """Let entries meet along dimensions, which go: a sum, a maximum; or take one that all of them choose."""
     operator = operator_named(ops.op_name(node))
     source, rows = first_of(node, given)
     if any(ops.tensor(arg) is not None for arg in others(node, source)):
@@ -157,7 +157,7 @@ def reduced(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def normalises(node: fx.Node, given: FactsOf) -> RowFacts:
-    """A norm over the last dimensions."""
+    """Normalise over the last dimensions."""
     source, rows = first_of(node, given)
     if rows.state is not RowDependence.ROWS or any(
         given(arg).state is not RowDependence.FREE for arg in others(node, source)

@@ -37,7 +37,7 @@ from farskip_compile.verify.rows.state import (
 
 
 def apply(node: fx.Node, given: FactsOf) -> RowFacts:
-    """What is known of the value of `node`."""
+    """Return what is known of the value of `node`."""
     name = ops.op_name(node)
     if not name or operator_named(name).effect is Effect.SIZE:
         return DECISION if name and _is_decided_size(node, given) else FREE
@@ -83,7 +83,7 @@ def _is_decided_size(node: fx.Node, given: FactsOf) -> bool:
 
 
 def _of_decisions(node: fx.Node, given: FactsOf) -> RowFacts:
-    """What is made of decisions alone is one."""
+    """Return the facts of a value that is made of decisions alone: it is a decision."""
     if _is_one_number(node):
         return DECISION
     found = _by_rule(node, given)
@@ -114,7 +114,7 @@ def _is_tuple(arg: object) -> bool:
 
 
 def _by_rule(node: fx.Node, given: FactsOf) -> RowFacts:
-    """What the rule of an operator says, and the numbers among its arguments."""
+    """Return what the rule of an operator says, and the numbers among its arguments."""
     is_wait = "::" in ops.op_name(node) and comms.is_wait(node)
     effect = Effect.POINTWISE if is_wait else _effect(node)
     rule = RULES.get(effect, unknown)
@@ -190,13 +190,13 @@ def _chooses(node: fx.Node) -> bool:
 
 
 def _is_stacked(node: fx.Node) -> bool:
-    """A matrix for each expert, not a vector for each token id."""
+    """Return whether `node` holds a matrix for each expert, not a vector for each token id."""
     value = ops.tensor(node)
     return value is not None and value.is_floating_point() and value.dim() >= 3
 
 
 def is_state(node: fx.Node) -> bool:
-    """A parameter or buffer."""
+    """Return whether `node` is a parameter or buffer."""
     return node.op == "get_attr" or (node.op == "placeholder" and is_module_state(node))
 
 
@@ -205,7 +205,7 @@ def _effect(node: fx.Node) -> Effect:
 
 
 def attribute(node: fx.Node, given: FactsOf) -> RowFacts:
-    """A shape, a type; or a part of a tensor: `real`, `mT`."""
+    """Read a shape, a type, or a part of a tensor: `real`, `mT`."""
     if ops.tensor(node) is None:
         return FREE
     by_name = {"T": views.backwards, "mT": views.last_two, "real": views.same, "imag": views.same}

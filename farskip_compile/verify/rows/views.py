@@ -22,7 +22,7 @@ from farskip_compile.verify.rows.state import FactsOf, RowDependence, RowFacts, 
 
 
 def view(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The same entries in the same order, in another shape; or the same bits as numbers of another type."""
+    """Keep the entries and their order in another shape; of bits that become other numbers nothing is known."""
     source, rows = first_of(node, given)
     value = ops.tensor(node)
     old = ops.tensor(source) if source is not None else None
@@ -38,12 +38,12 @@ def view(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def same(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The same entries at the same places."""
+    """Keep the entries at their places."""
     return first_of(node, given)[1]
 
 
 def turned(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Dimensions in another order."""
+    """Put dimensions in another order."""
     _, rows = first_of(node, given)
     if rows.state is not RowDependence.ROWS:
         return rows
@@ -51,7 +51,7 @@ def turned(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def last_two(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The last two dimensions change places."""
+    """Exchange the last two dimensions."""
     _, rows = first_of(node, given)
     order = list(range(len(rows.layout)))
     return rows if rows.state is not RowDependence.ROWS else _ordered(rows, [*order[:-2], *order[:-3:-1]])
@@ -78,7 +78,7 @@ def expand(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def resized(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The same rows, of one rank or of all: a distributed tensor and its local part."""
+    """Keep the rows, of one rank or of all: a distributed tensor and its local part."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
     if rows.state is not RowDependence.ROWS or value is None:
@@ -93,7 +93,7 @@ def resized(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def repeated(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Copies one behind the other along each dimension."""
+    """Put copies one behind the other along each dimension."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
     if rows.state is not RowDependence.ROWS or value is None:

@@ -60,7 +60,7 @@ def apply(name: str, args: Args, kwargs: Kwargs, form: Form) -> Any:
 
 
 def _pointwise(call: LabelledCall) -> Any:
-    """Each entry is made of the entries in its place."""
+    """Label each entry by the entries in its place; None for several results."""
     if isinstance(call.form, list):
         return None
     shape, dtype = call.one_form
@@ -73,13 +73,15 @@ def _pointwise(call: LabelledCall) -> Any:
 
 
 def _larger(call: LabelledCall) -> Any:
-    """The larger of two values, entry by entry; of a single value, rows are in `ROWS`."""
+    """Label the larger of two values, entry by entry; None for a single value, whose rows `ROWS` tells."""
     return _pointwise(call) if len(values(call.args, call.kwargs)) > 1 else None
 
 
 def _by_rows(call: LabelledCall, depth: int, apart: Sequence[Any]) -> Any:
-    """The first `depth` dimensions of the arguments `apart`, and of the result, are rows; of all others everything goes
-    into each row."""
+    """Label each row of the result by the same row of the arguments `apart`, and by all of the others.
+
+    The first `depth` dimensions are rows.
+    """
     depth = min([depth, max((labelled(one).depth for one in apart), default=0)])
     rows = torch.full(
         tuple(apart[0].shape[:depth]) if apart else (), label_of(call.name, constants(call.args, call.kwargs))
@@ -94,8 +96,10 @@ def _by_rows(call: LabelledCall, depth: int, apart: Sequence[Any]) -> Any:
 
 
 def _product(call: LabelledCall) -> Any:
-    """Each row of a matrix with the whole of another one: the rows of an expert with its weights. None if there are not
-    as many matrices as others, or no rows are known of the first ones."""
+    """Label each row of a matrix by itself and the whole of another matrix: the rows of an expert with its weights.
+
+    None if there are not as many matrices as others, or no rows are known of the first ones.
+    """
     one, other = labelled(call.args[0]), labelled(call.args[1])
     depth = len(one.shape) - 2
     if depth <= 0 or one.shape[:depth] != other.shape[:-2] or one.depth <= depth:
@@ -111,12 +115,12 @@ def _product(call: LabelledCall) -> Any:
 
 
 def _all_but_features(call: LabelledCall) -> Apart:
-    """The last dimension of the first argument holds features."""
+    """Return all dimensions of the first argument but the last, which holds features."""
     return len(call.args[0].shape) - 1, [call.args[0]]
 
 
 def _before(call: LabelledCall) -> Apart:
-    """The rows are the dimensions before those along which entries meet."""
+    """Return the dimensions before those along which entries meet."""
     value = call.args[0]
     return min(dims_of(call, call.operator, len(value.shape)), default=0), [value]
 

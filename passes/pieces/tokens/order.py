@@ -100,8 +100,10 @@ def _works_along(operator: Operator) -> bool:
 
 
 def keeps_batch(node: fx.Node) -> bool:
-    """Return whether each sequence of the value of `node` is made of one sequence of each argument; the batch is their
-    first dimension."""
+    """Return whether each sequence of the value of `node` is made of one sequence of each argument.
+
+    The batch is their first dimension.
+    """
     if keeps_rows(node) or ops.is_attention(node) or comms.is_all_reduce(node) or comms.is_wait(node):
         return True
     operator, value = operator_named(ops.op_name(node)), _first(node)
