@@ -69,8 +69,8 @@ def dims_of(call: HasArguments, operator: Operator, rank: int) -> list[int]:
     assert operator.at is not None
     given = argument(call, operator.at, DIM)
     if operator.several:
-        dims = numbers(call.args[operator.at :] or (given,))
-        return [dim % rank for dim in dims] if dims and rank else list(range(rank))
+        named = numbers(call.args[operator.at :] or (given,))
+        return [dim % rank for dim in named] if named and rank else list(range(rank))
     dims = operator.default if given is None else given if isinstance(given, tuple | list) else [given]
     if not dims or rank == 0 or not all(map(is_number, dims)):
         return list(range(rank))
