@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain Mixture-of-Experts models and their hand-written FarSkip forms.
+"""Plain Mixture-of-Experts models and the FarSkip forms written by hand.
 
-Contract: neither the models nor the hand-written forms use the compiler: its results are compared with them. Start at
-`decoder.py`, then `farskip_form.py`.
+Contract: neither models nor forms use the compiler, whose results are compared with theirs. Start at `decoder.py`, then
+`farskip_form.py`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,17 @@ import torch
 
 from farskip_compile.errors import ConfigError
 from farskip_compile.models.cache import KeyValueCache
-from farskip_compile.models.chunked_form import ChunkedForm
 from farskip_compile.models.config import ModelConfig, ParallelConfig
 from farskip_compile.models.decoder import Decoder, build_decoder
 from farskip_compile.models.expert_load import load_per_expert
 from farskip_compile.models.farskip_form import FarSkipForm
-from farskip_compile.models.micro_batched_form import MicroBatchedForm
-from farskip_compile.models.overlapped_form import OverlappedForm
 
 __all__ = [
     "MODELS",
-    "ChunkedForm",
     "Decoder",
     "FarSkipForm",
     "KeyValueCache",
-    "MicroBatchedForm",
     "ModelConfig",
-    "OverlappedForm",
     "ParallelConfig",
     "build",
     "build_decoder",
@@ -78,7 +72,7 @@ def build(
     parallel: ParallelConfig | None = None,
     **overrides: Any,
 ) -> Decoder:
-    """A preset by name with seeded weights, or this rank's slice of it.
+    """Return a preset by name with seeded weights, or this rank's slice of it.
 
     Args:
         name: a key of `MODELS`.

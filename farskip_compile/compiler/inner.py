@@ -21,23 +21,23 @@ from farskip_compile._compat.fake import open_sizes
 from farskip_compile._compat.inductor import inductor_setting, scheduling_options
 from farskip_compile._compat.inner_compile import compile_inside
 from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
-from farskip_compile.compiler.carrier.passing import carrying
+from farskip_compile.compiler.carrier.outputs import returning_carriers
 from farskip_compile.compiler.config import Resolved
 from farskip_compile.compiler.inductor_passes.after_fusion import KernelPass
 from farskip_compile.compiler.inductor_passes.before_differentiation import cut_before_differentiation
 from farskip_compile.compiler.inductor_passes.before_fusion import pin_before_fusion
 from farskip_compile.compiler.inductor_passes.plan import LayerContext, Plan, make_plan
 from farskip_compile.compiler.inductor_passes.post_grad import PostGradPass
-from farskip_compile.compiler.ranks.captured import check_of
-from farskip_compile.compiler.ranks.common import common_options
+from farskip_compile.compiler.ranks.common_options import common_options
 from farskip_compile.compiler.ranks.compiles import counted, traced_frame
 from farskip_compile.compiler.ranks.failures import report_failure
 from farskip_compile.compiler.ranks.identity import identity_of, source_hash
 from farskip_compile.compiler.ranks.stale import expect
+from farskip_compile.compiler.ranks.unannounced import check_of_captured
 from farskip_compile.passes.graph import ops
 from farskip_compile.records.announcement import collective_orders, collective_sizes
 from farskip_compile.records.compile import CompileReport
-from farskip_compile.records.first_run import watched
+from farskip_compile.records.runs import watched
 from farskip_compile.records.schedule import late
 
 Compiled = Callable[..., Any]
@@ -87,14 +87,14 @@ def compile_with_inner(
     else:
         compiled = lookup_backend(config.inner)(module, list(example_inputs))
     if orders:
-        compiled = counted(compiled, frame, common, check_of(orders, sizes, common))
+        compiled = counted(compiled, frame, common, check_of_captured(orders, sizes, common))
     elif plan is not None and config.check_order and not bare:
         compiled = counted(compiled, frame, plan.common)
     if report is None or bare:
         return compiled
     compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
     one_node = config.inner != "eager"  # all others differentiate the graph before they run it
-    return carrying(compiled, report, one_node=one_node)
+    return returning_carriers(compiled, report, one_node=one_node)
 
 
 def _context(report: CompileReport | None, bytes_outside: Callable[[], int]) -> LayerContext:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessException
 
-from farskip_compile.compiler.ranks.leave import leaving
+from farskip_compile.compiler.ranks.process_group import leaving_process_group
 from tests.economy import collect_rarely
 
 PRELOADED = [
@@ -100,7 +100,7 @@ def _rank_main(
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
-    with leaving(), _reported(errors):  # reported first: destroying a group waits for its pending collectives
+    with leaving_process_group(), _reported(errors):  # destroying a group waits for its collectives
         result = fn(rank, world_size, *args)
         (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
 

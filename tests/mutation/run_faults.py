@@ -23,7 +23,7 @@ from farskip_compile._compat.generated import generating_only
 from farskip_compile.compiler.inductor_passes import after_fusion, post_grad
 from farskip_compile.compiler.ranks import agree, stale
 from farskip_compile.compiler.ranks import identity as cache_identity
-from farskip_compile.compiler.ranks.common import common_options
+from farskip_compile.compiler.ranks.common_options import common_options
 from farskip_compile.errors import OrderMismatchError, VerificationError
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.rewire import split_collectives

@@ -137,8 +137,8 @@ def test_what_is_expected_of_a_model_is_what_its_schedules_say(traced: Traced) -
     """By `status`, in the text for people and in what `farskip status` reads, forward and backward."""
     processes = read_folder(traced.processes)
     assert processes.status == 2, "they have ended"
-    assert [(one.head.rank, one.head.ranks, one.verdict) for one in processes.processes] == [
-        (rank, 2, "rewired") for rank in range(2)
+    assert [(one.head.rank, one.head.ranks, one.answer) for one in processes.processes] == [
+        (rank, 2, "REWIRED") for rank in range(2)
     ]
     for said, process in zip(traced.said, processes.processes, strict=True):
         expected = {}

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from farskip_compile.compiler.config import Resolved
+from farskip_compile.compiler.inductor_passes.how_many import best_of_combine
 from farskip_compile.compiler.inductor_passes.micro_batches import cut_in_micro_batches
 from farskip_compile.compiler.inductor_passes.plan import profile_to_schedule
-from farskip_compile.compiler.inductor_passes.without_drops import best_of_combine, cut_without_drops, hand_on_pieces
+from farskip_compile.compiler.inductor_passes.without_drops import cut_without_drops, hand_on_pieces
 from farskip_compile.costs.profile import HardwareProfile
 
 
