@@ -32,7 +32,7 @@ from overlap_bench.results import Result, Store
 
 from farskip_compile._compat import inductor
 from farskip_compile._compat.generated import generating_only
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.measure.profiling import kernels_visible
 from farskip_compile.passes.schedule.program import Program

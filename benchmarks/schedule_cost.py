@@ -76,7 +76,7 @@ def measure(layers: int, phase: str, pieces: int = 1) -> Measurement:
     """Compile one model in this process, which must be fresh."""
     import torch
 
-    from farskip_compile.compiler.ranks import fake as fake_ranks
+    from farskip_compile.compiler.ranks.fake import fake_ranks
     from farskip_compile.models import ParallelConfig
 
     with contextlib.ExitStack() as stack:
@@ -99,12 +99,12 @@ def measure(layers: int, phase: str, pieces: int = 1) -> Measurement:
 @contextlib.contextmanager
 def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     """Time the functions of ours that Inductor calls, and count what they are called on."""
-    import farskip_compile.compiler.backend  # noqa: F401  (the package has a function of that name)
     from farskip_compile._compat import inductor
-    from farskip_compile.compiler import inductor_passes
+    from farskip_compile.compiler import inner
+    from farskip_compile.compiler.inductor_passes import post_grad
+    from farskip_compile.compiler.inductor_passes.after_fusion import KernelPass
     from farskip_compile.passes.graph import comms
 
-    backend = sys.modules["farskip_compile.backend"]
     seconds = dict.fromkeys(PARTS, 0.0)
     counts = {"nodes": 0, "kernels": 0, "collectives": 0}
 
@@ -123,13 +123,13 @@ def _timed_parts() -> Iterator[tuple[dict[str, float], dict[str, int]]]:
     def kernels(_: Any, kernels: Sequence[Any]) -> None:
         counts["kernels"] += len(kernels) * any(map(inductor.is_launch_kernel, kernels))
 
-    order = counted("graph", inductor_passes.schedule_post_grad, graph)
-    pin = counted("pins", backend.pin_before_fusion, lambda *_: None)
-    reorder = counted("kernels", inductor_passes.KernelPass.__call__, kernels)
+    order = counted("graph", post_grad.schedule_post_grad, graph)
+    pin = counted("pins", inner.pin_before_fusion, lambda *_: None)
+    reorder = counted("kernels", KernelPass.__call__, kernels)
     with (
-        mock.patch.object(inductor_passes, "schedule_post_grad", order),
-        mock.patch.object(backend, "pin_before_fusion", pin),
-        mock.patch.object(inductor_passes.KernelPass, "__call__", reorder),
+        mock.patch.object(post_grad, "schedule_post_grad", order),
+        mock.patch.object(inner, "pin_before_fusion", pin),
+        mock.patch.object(KernelPass, "__call__", reorder),
     ):
         yield seconds, counts
 

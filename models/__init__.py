@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain Mixture-of-Experts models and their hand-written FarSkip forms.
+"""Plain Mixture-of-Experts models and the FarSkip forms written by hand.
 
-Contract: neither the models nor the hand-written forms use the compiler: its results are compared with them. Start at
-`decoder.py`, then `farskip_form.py`.
+Contract: neither models nor forms use the compiler, whose results are compared with theirs. Start at `decoder.py`, then
+`farskip_form.py`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def build(
     parallel: ParallelConfig | None = None,
     **overrides: Any,
 ) -> Decoder:
-    """A preset by name with seeded weights, or this rank's slice of it.
+    """Return a preset by name with seeded weights, or this rank's slice of it.
 
     Args:
         name: a key of `MODELS`.

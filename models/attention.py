@@ -42,11 +42,11 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def project(self, h: torch.Tensor, rope: Rope) -> Heads:
-        """The normed stream [B, T, D] -> the inputs of the attention proper."""
+        """Map the normed stream [B, T, D] to the inputs of the attention proper."""
         raise NotImplementedError
 
     def mix(self, heads: Heads, rope: Rope) -> torch.Tensor:
-        """The attention proper and the output projection: output of this rank's heads, [B, T, D]."""
+        """Run the attention proper and the output projection: the output of this rank's heads, [B, T, D]."""
         query, key, value = heads
         if rope.past is None:
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, **self.options)
@@ -93,7 +93,7 @@ class GroupedQueryAttention(Attention):
         return flat.unflatten(-1, (-1, self.head_dim))
 
     def project(self, h: torch.Tensor, rope: Rope) -> Heads:
-        """The normed stream [B, T, D] -> the inputs of the attention proper."""
+        """Map the normed stream [B, T, D] to the inputs of the attention proper."""
         query = self.query_norm(self._split_heads(self.query(h))).transpose(1, 2)  # [B, H, T, head_dim]
         key = self.key_norm(self._split_heads(self.key(h))).transpose(1, 2)  # [B, KV, T, head_dim]
         value = self._split_heads(self.value(h)).transpose(1, 2)  # [B, KV, T, head_dim]
@@ -126,7 +126,7 @@ class LatentAttention(Attention):
         self.output = RowLinear(config.heads * config.value_head_dim, config.hidden_size, group, "attention channels")
 
     def project(self, h: torch.Tensor, rope: Rope) -> Heads:
-        """The normed stream [B, T, D] -> the inputs of the attention proper."""
+        """Map the normed stream [B, T, D] to the inputs of the attention proper."""
         query = self.query_up(self.query_down(h)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         query_nope, query_rope = query.split([self.nope_head_dim, self.rope_head_dim], dim=-1)  # [B, H, T, .]
 
@@ -140,6 +140,6 @@ class LatentAttention(Attention):
 
 
 def make_attention(config: ModelConfig, parallel: ParallelConfig, index: int) -> Attention:
-    """The attention that the config asks for, of layer `index`."""
+    """Return the configured attention of layer `index`."""
     kind = GroupedQueryAttention if config.attention == "gqa" else LatentAttention
     return kind(config, parallel, index)

@@ -108,9 +108,9 @@ class CacheStep:
     def __init__(self, cache: KeyValueCache, positions: torch.Tensor, mask: torch.Tensor) -> None:
         self.cache = cache
         self.positions = positions
-        """Of the call's tokens, [T]."""
+        """The positions of the call's tokens, [T]."""
         self.mask = mask
-        """Which places each token attends to, [T, L]."""
+        """True for the places that each token attends to, [T, L]."""
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one layer's keys [B, KV, T, .] and values [B, KV, T, .]; all of that layer, [B, KV, L, .] each.

@@ -74,7 +74,7 @@ class ModelConfig:
     shared_experts: int = 0
     """Experts that every token passes: separate modules, added one after another."""
     router: RouterKind = "softmax"
-    """How experts are scored and chosen; see `router.py`."""
+    """The scores and the choice of experts; see `router.py`."""
     renormalise_weights: bool = True
     """Divide the weights of the chosen experts by their sum."""
     router_groups: int = 1
@@ -135,7 +135,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Which ranks share the work. The default is one process that holds everything."""
+    """The ranks that share the work. The default is one process that holds everything."""
 
     ep_group: dist.ProcessGroup | None = None
     """Expert parallelism: each rank holds a slice of the experts and its own tokens. So attention is data-parallel,
@@ -143,9 +143,12 @@ class ParallelConfig:
     tp_group: dist.ProcessGroup | None = None
     """Tensor parallelism: each rank holds a slice of every head and inner width, and has the same tokens."""
     ep_mode: EpMode = "padded"
-    """How tokens reach experts. "padded", "dropless": all-to-all to the expert's rank and back, with room per expert or
-    with splits that are counted first (`farskip_compile.comm`). "allgather": every rank gathers the tokens of all,
-    applies its own experts, and a reduce-scatter returns the sums; equally many tokens on each rank."""
+    """The way of tokens to their experts.
+
+    "padded", "dropless": all-to-all to the expert's rank and back, with room per expert or with splits that are counted
+    first (`farskip_compile.comm`). "allgather": every rank gathers the tokens of all, applies its own experts, and a
+    reduce-scatter returns the sums; equally many tokens on each rank.
+    """
     capacity_factor: float | None = None
     """Room per expert, as a multiple of a balanced load of one rank's tokens (all ranks' where these are gathered);
     tokens beyond it are dropped. None: room for every token."""
@@ -184,7 +187,7 @@ class ParallelConfig:
 
 
 def shard_size(total: int, ranks: int, what: str) -> int:
-    """The share of one rank, or a `ParallelismError` that says what can't be divided."""
+    """Return the share of one rank, or raise a `ParallelismError` that says what can't be divided."""
     if total % ranks:
         raise ParallelismError(
             f"{total} {what} can't be divided among {ranks} ranks",

@@ -46,15 +46,15 @@ class DecoderLayer(nn.Module):
         return self.attention_norm if self.feed_forward_norm is None else self.feed_forward_norm
 
     def scaled(self, branch: torch.Tensor) -> torch.Tensor:
-        """The output of a branch as it is added to the stream."""
+        """Return the output of a branch as it is added to the stream."""
         return branch if self.residual_scale == 1.0 else branch * self.residual_scale
 
     def gather(self, h: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """The normed stream of this rank -> that of all tokens, [B, T, D]."""
+        """Return the normed stream of all tokens, [B, T, D], from that of this rank."""
         return gather_stream(h, rope[0].shape[0], self.parallel)
 
     def forward(self, x: torch.Tensor, rope: Rope) -> torch.Tensor:
-        """This rank's stream -> this rank's stream."""
+        """Return this rank's stream after the layer."""
         h = self.gather(self.attention_norm(x), rope)
         x = x + self.scaled(self.attention(h, rope))
         if self.feed_forward_norm is not None:  # otherwise the feed-forward reads the attention's input
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
         return self.token_embedding(own_tokens(ids, self.parallel))
 
     def new_cache(self, batch: int, length: int) -> KeyValueCache:
-        """An empty cache of `length` tokens for `batch` sequences of this rank, like the weights in dtype and device.
+        """Return an empty cache of `length` tokens for `batch` sequences of this rank, typed and placed like weights.
 
         Raises:
             ConfigError: no room for any token.
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
         )
 
     def positions(self, x: torch.Tensor, ids: torch.Tensor, cache: KeyValueCache | None) -> Rope:
-        """The positions of the tokens of `ids` [B, T], for the attentions; `x` is their stream.
+        """Return the positions of the tokens of `ids` [B, T], for the attentions; `x` is their stream.
 
         Raises:
             ConfigError: the cache is for another batch, or shorter than T.
@@ -111,8 +111,7 @@ class Decoder(nn.Module):
         return rope_tables(x, length, width, config.rope_theta, past)
 
     def head(self, x: torch.Tensor, length: int) -> torch.Tensor:
-        """This rank's stream `x`, as `embed` gives it -> logits of all its sequences of `length` tokens, [B, T,
-        vocabulary]."""
+        """Return the logits [B, T, vocabulary] of all sequences of `length` tokens, from this rank's stream `x`."""
         return self.lm_head(gather_stream(self.final_norm(x), length, self.parallel))
 
     def forward(self, ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
@@ -143,7 +142,7 @@ def build_decoder(
     device: torch.device | str = "cpu",
     parallel: ParallelConfig | None = None,
 ) -> Decoder:
-    """A decoder with seeded weights, or this rank's slice of it.
+    """Return a decoder with seeded weights, or this rank's slice of it.
 
     Args:
         config: its architecture.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How evenly the routers of a model spread their tokens over the experts.
+"""The load of each expert: the copies of tokens that the routers of a model send to it.
 
 In:    a model and token ids.
-Out:   how many copies of tokens are sent to each expert of each layer.
+Out:   the number of copies of tokens for each expert of each layer.
 Never: changes the model; the counting hooks are removed afterwards.
 """
 
@@ -21,7 +21,7 @@ from farskip_compile.models.router import Router, Routing
 
 @torch.no_grad()
 def load_per_expert(model: nn.Module, ids: torch.Tensor, *, group: dist.ProcessGroup | None = None) -> torch.Tensor:
-    """How many copies of tokens are sent to each expert in a forward pass of `model(ids)`.
+    """Return the copies of tokens that a forward pass of `model(ids)` sends to each expert.
 
     Args:
         model: a decoder or one of its forms, not compiled.

@@ -19,7 +19,7 @@ from farskip_compile.models.sharding import Shard, Shards
 
 
 class Experts(nn.Module):
-    """This rank's experts, and the way to and from everybody else's."""
+    """This rank's experts, and the exchange of rows with the other ranks."""
 
     def __init__(self, config: ModelConfig, parallel: ParallelConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Experts(nn.Module):
         }
 
     def forward(self, rows: torch.Tensor, expert_of_row: torch.Tensor, slots: int) -> torch.Tensor:
-        """Rows [R, D] through their experts, [R, D]. `slots` is the room per expert of a padded exchange."""
+        """Return the outputs [R, D] of the experts of rows [R, D]; `slots` is the room per expert if padded."""
         if self.dropless and self.ep_group is not None:
             segments, sizes = dispatch(rows, expert_of_row, experts=self.experts, group=self.ep_group)
             return combine(self.each(segments), sizes)
@@ -49,19 +49,19 @@ class Experts(nn.Module):
         return combine(self.all(buffer), places)
 
     def local(self, rows: torch.Tensor, expert_of_row: torch.Tensor, slots: int) -> torch.Tensor:
-        """Rows [R, D] through those of their experts that live here, [R, D]; zeros for all other rows."""
+        """Return the outputs [R, D] of the experts that live here; zeros for rows of other experts."""
         here = expert_of_row - self.first_expert  # below 0 or too large elsewhere: such rows are dropped
         buffer, places = dispatch(rows, here, experts=self.local_experts, group=None, slots=slots)
         return combine(self.all(buffer), places)
 
     def all(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Every local expert on its block: [E, slots, D] -> [E, slots, D]."""
+        """Run every local expert on its block: [E, slots, D] -> [E, slots, D]."""
         return torch.bmm(F.silu(torch.bmm(buffer, self.gate)) * torch.bmm(buffer, self.up), self.down)
 
     def each(self, segments: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Every local expert on its own number of rows, [?, D] each."""
+        """Run every local expert on its own number of rows, [?, D] each."""
         return [self._one(expert, segment) for expert, segment in enumerate(segments)]
 
     def _one(self, expert: int, rows: torch.Tensor) -> torch.Tensor:
-        """One local expert on its rows: [?, D] -> [?, D]."""
+        """Run one local expert on its rows: [?, D] -> [?, D]."""
         return (F.silu(rows @ self.gate[expert]) * (rows @ self.up[expert])) @ self.down[expert]

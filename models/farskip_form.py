@@ -91,18 +91,17 @@ class FarSkipForm(nn.Module):
     # Who reads what
 
     def attention_reads_n(self, index: int) -> bool:
-        """Whether the layer `index` exists, lies in the range, and has its attention rewired."""
+        """Return whether the layer `index` exists, lies in the range, and has its attention rewired."""
         return self.first_layer <= index <= self.last_layer and self.connectivity not in ("mlp", "none")
 
     def feed_forward_reads_x(self, index: int) -> bool:
-        """Whether the layer `index` lies in the range, and its feed-forward is rewired to skip the attention."""
+        """Return whether the layer `index` lies in the range, and its feed-forward skips the attention."""
         return self.first_layer <= index <= self.last_layer and self.connectivity not in ("attention", "none")
 
     # One layer
 
     def layer(self, index: int, x: torch.Tensor, n: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, torch.Tensor]:
-        """Streams (x, n) of this rank -> streams (x, n), through the layer `index`, with the positions of
-        `Decoder.positions` in `rope`."""
+        """Return the streams (x, n) of this rank after the layer `index`, with the positions in `rope`."""
         layer = cast(DecoderLayer, self.decoder.layers[index])
         feed_forward = layer.feed_forward
         exports_n = isinstance(feed_forward, MoE) and self.attention_reads_n(index + 1)
@@ -129,7 +128,7 @@ class FarSkipForm(nn.Module):
         return self._split(layer, x_and_a, h)
 
     def _split(self, layer: DecoderLayer, x_and_a: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """An MoE layer whose routed output the next attention leaves out."""
+        """Run an MoE layer whose routed output the next attention leaves out."""
         moe = cast(MoE, layer.feed_forward)
         routed, shared = moe.routed(h), moe.shared(h)
         if not shared:
@@ -145,7 +144,7 @@ class FarSkipForm(nn.Module):
     def _merged(
         self, layer: DecoderLayer, attention_input: torch.Tensor, x: torch.Tensor, rope: Rope
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same with one all-reduce for a + s: x_next = (x + AR(a + s)) + AR(r), n_next = x + AR(a + s)."""
+        """Run the same with one all-reduce for a + s: x_next = (x + AR(a + s)) + AR(r), n_next = x + AR(a + s)."""
         moe = cast(MoE, layer.feed_forward)
         a = layer.attention.partial(attention_input, rope)
         h = layer.gather(layer.norm_before_feed_forward(x), rope)

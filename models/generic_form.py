@@ -54,7 +54,7 @@ class GenericFarSkipForm(nn.Module):
         self.left_out: dict[SubBlockModule, frozenset[str]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's own forward."""
+        """Run the model's own forward in FarSkip form."""
         if self.known is None:
             with torch.no_grad(), _buffers_kept(self.model):
                 args_, kwargs_ = self._few_tokens(args, kwargs)
@@ -79,7 +79,7 @@ class GenericFarSkipForm(nn.Module):
         return output
 
     def _few_tokens(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Inputs of the first run: without a cache, which a sub-block that runs twice would fill twice.
+        """Return inputs of the first run without a cache, which a sub-block that runs twice would fill twice.
 
         A model without a cache keeps its inputs.
         """
@@ -131,7 +131,7 @@ class GenericFarSkipForm(nn.Module):
 
     @staticmethod
     def _readers(run: ForwardEvents, known: ForwardEvents | None) -> list[SubBlockModule]:
-        """The sub-blocks for which the stream is being read."""
+        """Return the sub-blocks for which the stream is being read."""
         if known is None:
             return []
         if run.inside:
@@ -198,7 +198,7 @@ class GenericFarSkipForm(nn.Module):
 def installed(
     model: nn.Module, connectivity: ConnectivityName = "full", layers: tuple[int, int] | None = None
 ) -> Iterator[GenericFarSkipForm]:
-    """Within the block, `model` itself is in FarSkip form, also for other callers such as `model.generate`."""
+    """Put `model` itself into FarSkip form within the block, also for callers such as `model.generate`."""
     form = GenericFarSkipForm(model, connectivity, layers)
 
     @functools.wraps(form.original)  # callers inspect its signature
@@ -214,7 +214,7 @@ def installed(
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """The first run must not change the model's counters."""
+    """Keep the model's counters as they were before the first run."""
     before = {buffer: buffer.clone() for buffer in model.buffers()}
     try:
         yield
@@ -224,7 +224,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _whole(block: SubBlockModule) -> str:
-    """The label of all that a sub-block adds."""
+    """Return the label of the whole output of a sub-block."""
     return f"{block.name} whole"
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which terms each sub-block leaves out, for the eager oracle: from the order and the kinds of the sub-blocks alone.
+"""The terms that each sub-block leaves out, for the eager oracle: from order and kinds of the sub-blocks alone.
 
-Contract: `ForwardEvents` is what was seen in one forward pass; `terms_to_leave_out` gives the labels of terms for each
-sub-block that leaves out some. Nothing of the compiler is used.
+Contract: `ForwardEvents` holds the events of one forward pass; `terms_to_leave_out` returns the labels of terms for
+each sub-block that leaves out some. Nothing of the compiler is used.
 
 Rules: attention leaves out the routed experts of the previous layer (full, attention, lag2), or all of its feed-forward
 (ladder, arXiv 2501.06589); experts and dense layers the attention of their own layer (full, mlp, lag2, ladder), and
@@ -36,7 +36,7 @@ class ForwardEvents:
     seen: set[str] = field(default_factory=set)
     """Names of sub-blocks that added to the stream before it was read."""
     behind: set[SubBlockModule] = field(default_factory=set)
-    """Smaller modules that work on what a sub-block has given, such as a convolution of it: no sub-blocks."""
+    """Smaller modules on the output of a sub-block, such as a convolution of it: no sub-blocks."""
     quiet: bool = False
     """A sub-block runs a second time, to determine its kind."""
 
@@ -44,7 +44,7 @@ class ForwardEvents:
 def terms_to_leave_out(
     run: ForwardEvents, connectivity: ConnectivityName, layers: tuple[int, int] | None
 ) -> dict[SubBlockModule, frozenset[str]]:
-    """The labels that each sub-block does not read; sets the layer of each.
+    """Return the labels that each sub-block does not read, and set the layer of each.
 
     Raises:
         NotImplementedError: some experts are beside a whole layer, others are not; or a mixer shares the read of a
@@ -83,7 +83,7 @@ def terms_to_leave_out(
 
 
 def _reads_with_experts(run: ForwardEvents, position: int) -> bool:
-    """Whether a sub-block is a MoE, or shares its read with one: shared experts beside it."""
+    """Return whether a sub-block is a MoE, or shares its read with one: shared experts beside it."""
     first = position
     while first > 0 and run.order[first] in run.sharing:
         first -= 1
@@ -98,7 +98,7 @@ def _labels(blocks: list[SubBlockModule], *parts: str) -> frozenset[str]:
 
 
 def _is_shortcut(run: ForwardEvents, moe: SubBlockModule) -> bool:
-    """Whether the next mixer reads the stream without it: it is added only afterwards."""
+    """Return whether the next mixer reads the stream before the MoE's output is added."""
     later = run.order[run.order.index(moe) + 1 :]
     mixer = next((block for block in later if block.kind == "mixer"), None)
     return mixer is not None and not any(label.startswith(f"{moe.name} ") for label in run.holds[mixer])

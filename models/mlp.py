@@ -29,9 +29,9 @@ class MLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def partial(self, h: torch.Tensor) -> torch.Tensor:
-        """This rank's share of the output, [B, T, D]."""
+        """Return this rank's share of the output, [B, T, D]."""
         return self.dropout(self.down(F.silu(self.gate(h)) * self.up(h)))
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
-        """The output for the tokens of this rank's stream."""
+        """Return the output for the tokens of this rank's stream."""
         return reduce_partial(self.partial(h), self.parallel)

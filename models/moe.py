@@ -28,7 +28,7 @@ from farskip_compile.models.tensor_parallel import reduce_partial
 
 
 def summed(parts: list[torch.Tensor]) -> torch.Tensor:
-    """((first + second) + third)."""
+    """Return ((first + second) + third)."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -73,14 +73,14 @@ class MoE(nn.Module):
         return rows.flatten(0, 1), experts.flatten(), weights
 
     def weigh(self, outputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The experts' outputs [N * k, D] and the copies' weights [N, k, 1] -> one sum per token, [N, D]."""
+        """Return one weighted sum per token, [N, D], of the experts' outputs [N * k, D] by the weights [N, k, 1]."""
         outputs = outputs.unflatten(0, (-1, self.top_k))  # [N, k, D]
         if not self.weights_scale_input:
             outputs = outputs * weights
         return outputs.sum(1)
 
     def routed(self, h: torch.Tensor) -> torch.Tensor:
-        """The weighted sum of each token's chosen experts, [B, T, D]."""
+        """Return the weighted sum of each token's chosen experts, [B, T, D]."""
         tokens = h.flatten(0, 1)  # [N, D]
         if self.gather_group is not None:
             tokens = collectives.all_gather(tokens, 0, self.gather_group)  # [ranks * N, D], all routed everywhere
@@ -92,7 +92,7 @@ class MoE(nn.Module):
         return self.dropout(summed.view_as(h))
 
     def shared(self, h: torch.Tensor) -> list[torch.Tensor]:
-        """The output of each shared expert, [B, T, D]."""
+        """Return the output of each shared expert, [B, T, D]."""
         return [cast(MLP, expert).partial(h) for expert in self.shared_experts]
 
     def reduce(self, partial: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ class MoE(nn.Module):
         return reduce_partial(partial, self.parallel)
 
     def partial(self, h: torch.Tensor) -> torch.Tensor:
-        """This rank's share of routed and shared experts together, [B, T, D]."""
+        """Return this rank's share of routed and shared experts together, [B, T, D]."""
         return summed([self.routed(h), *self.shared(h)])
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:

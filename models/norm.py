@@ -39,6 +39,6 @@ class LayerNorm(nn.LayerNorm):
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """The norm of the residual stream that the config asks for."""
+    """Return the configured norm of the residual stream."""
     kind = RMSNorm if config.norm == "rms" else LayerNorm
     return kind(config.hidden_size, config.norm_epsilon)

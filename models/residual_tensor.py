@@ -36,7 +36,7 @@ class Expression:
     _known: dict[TermLabels, torch.Tensor | None] = field(default_factory=dict)
 
     def without(self, labels: TermLabels) -> torch.Tensor | None:
-        """The value with the terms of these labels set to zero; None if nothing is left."""
+        """Return the value with the terms of these labels set to zero; None if nothing is left."""
         labels = labels & self.labels
         if not labels:
             return self.value
@@ -76,7 +76,7 @@ class ResidualTensor(torch.Tensor):
 
     @staticmethod
     def term(value: torch.Tensor, label: str) -> ResidualTensor:
-        """A new term of this label."""
+        """Return `value` as a new term of this label."""
         return _wrap(Expression(plain(value), frozenset([label])))
 
     @classmethod
@@ -110,13 +110,13 @@ class ResidualTensor(torch.Tensor):
 
 
 class ForkedTensor(torch.Tensor):
-    """What several readers compute from one read of a sum of which they leave out different terms: one value each."""
+    """The values that several readers compute from one read of a sum, each without other terms."""
 
     alternatives: Mapping[str, torch.Tensor]
 
     @staticmethod
     def of(alternatives: Mapping[str, Any]) -> ForkedTensor:
-        """The values by reader. The object itself has the first one."""
+        """Return an object with the values by reader; the object itself has the first value."""
         tensor = next(iter(alternatives.values())).as_subclass(ForkedTensor)
         tensor.alternatives = alternatives
         return tensor
@@ -158,7 +158,7 @@ def _call(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, An
 
 
 def _draws(p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
-    """Whether a dropout with these arguments does anything."""
+    """Return whether a dropout with these arguments does anything."""
     return training and p > 0.0
 
 
@@ -195,7 +195,7 @@ def _read(value: Any) -> Any:
 
 
 def _through(func: Callable[..., Any], types: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """A step that reads the sums among its arguments."""
+    """Return a step that reads the sums among its arguments."""
     values, named = [_read(value) for value in args], {key: _read(value) for key, value in kwargs.items()}
     if any(isinstance(value, ForkedTensor) for value in (*values, *named.values())):
         return ForkedTensor.__torch_function__(func, types, values, named)
@@ -213,8 +213,11 @@ _reading: ContextVar[tuple[Label, Read]] = ContextVar(
 
 @contextmanager
 def reading(label: Label, read: Read) -> Iterator[None]:
-    """Within the block `label` names a tensor that is added to a sum of the labels given with it, and `read` gives the
-    value that a reader gets."""
+    """Name terms and choose readers' values within the block.
+
+    A tensor that is added to a sum gets its label from `label`, which is given the labels of the sum. `read` gives the
+    value that a reader gets.
+    """
     token = _reading.set((label, read))
     try:
         yield

@@ -108,7 +108,7 @@ class SigmoidRouter(Router):
 
 
 def make_router(config: ModelConfig) -> Router:
-    """The configured router."""
+    """Return the configured router."""
     kinds: dict[str, type[Router]] = {
         "softmax": SoftmaxRouter,
         "sigmoid_groups": SigmoidGroupRouter,
@@ -121,7 +121,7 @@ def make_router(config: ModelConfig) -> Router:
 
 
 def shares(experts: int, top_k: int, skew: float) -> list[float]:
-    """The fraction of the tokens meant to choose each expert; they sum to `top_k` if it is below `experts`."""
+    """Return the fraction of the tokens meant to choose each expert; the sum is `top_k` if it is below `experts`."""
     weights = [rank**-skew for rank in range(1, experts + 1)]
     most = max(CERTAIN, top_k / experts)
     full = 0  # experts that get the most
@@ -133,6 +133,6 @@ def shares(experts: int, top_k: int, skew: float) -> list[float]:
 
 
 def skew_bias(experts: int, top_k: int, skew: float) -> torch.Tensor:
-    """The bias for scores of variance 1, [experts], float64."""
+    """Return the bias for scores of variance 1, [experts], float64."""
     below_certain = [min(share, CERTAIN) for share in shares(experts, top_k, skew)]
     return torch.tensor([NormalDist().inv_cdf(share) for share in below_certain], dtype=torch.float64)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the routed term of a sub-block whose experts are not a separate module: whatever depends on a selection.
+"""The routed terms of sub-blocks whose experts are no module of their own: all that depends on a selection.
 
 Contract: while the mode is active and `label` names a sub-block, tensors computed from the result of a top-k are
-followed; where one is added to a tensor that is not, it enters the sum as a term of that label. Values don't change.
+followed. If one of these is added to a tensor that is not, it enters the sum as a term of that label. Values don't
+change.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ SELECTS = frozenset(["topk", "argmax"])
 
 
 class SelectedTerms(TorchFunctionMode):
-    """Follows what depends on a selection.
+    """A mode that follows the tensors that depend on a selection.
 
     Args:
-        label: of the routed term of the running sub-block; None where nothing is to be followed.
+        label: returns the label of the routed term of the running sub-block; None to follow nothing.
     """
 
     def __init__(self, label: Callable[[], str | None]) -> None:
@@ -32,7 +33,7 @@ class SelectedTerms(TorchFunctionMode):
         """By identity; the tensors are kept alive, so that ids stay unique."""
 
     def follows(self, output: Any) -> bool:
-        """Whether a tensor in `output` is known to depend on a selection."""
+        """Return whether a tensor in `output` is known to depend on a selection."""
         return any(id(tensor) in self.followed for tensor in _tensors(output))
 
     def __torch_function__(

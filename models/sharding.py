@@ -19,21 +19,21 @@ from farskip_compile.models.config import shard_size
 
 @dataclass(frozen=True)
 class Shard:
-    """This rank holds an equal share of the weight along one dimension."""
+    """The equal share of a weight that this rank holds along one dimension."""
 
     dim: int
     """The sharded dimension."""
     group: dist.ProcessGroup | None
-    """The ranks that share it; None: it is whole."""
+    """The ranks that share the weight; None: it is whole."""
 
     @property
     def ranks(self) -> int:
-        """Number of parts."""
+        """The number of parts."""
         return 1 if self.group is None else self.group.size()
 
     @property
     def index(self) -> int:
-        """Which part this rank holds."""
+        """The number of the part that this rank holds."""
         return 0 if self.group is None else self.group.rank()
 
 
@@ -41,7 +41,7 @@ Shards = dict[str, tuple[Shard, ...]]
 
 
 class ColumnLinear(nn.Linear):
-    """Without bias; weight [outputs / ranks, inputs]: whole input, a slice of the output."""
+    """A product without bias by a weight [outputs / ranks, inputs]: whole input, a slice of the output."""
 
     def __init__(self, inputs: int, outputs: int, group: dist.ProcessGroup | None, what: str) -> None:
         shard = Shard(0, group)
@@ -50,7 +50,7 @@ class ColumnLinear(nn.Linear):
 
 
 class RowLinear(nn.Linear):
-    """Without bias; weight [outputs, inputs / ranks]: a slice of the input, a partial sum of the whole output."""
+    """A product without bias by a weight [outputs, inputs / ranks]: a slice of the input, a partial sum as output."""
 
     def __init__(self, inputs: int, outputs: int, group: dist.ProcessGroup | None, what: str) -> None:
         shard = Shard(1, group)
@@ -59,14 +59,14 @@ class RowLinear(nn.Linear):
 
 
 def local_slice(whole: torch.Tensor, shards: tuple[Shard, ...]) -> torch.Tensor:
-    """The part of a whole weight that this rank holds."""
+    """Return the part of a whole weight that this rank holds."""
     for shard in shards:
         whole = whole.chunk(shard.ranks, dim=shard.dim)[shard.index]
     return whole
 
 
 def shards_of(model: nn.Module) -> Shards:
-    """The cuts of every parameter and buffer of a model, by full name; whole ones have an empty tuple."""
+    """Return the cuts of every parameter and buffer of a model, by full name; whole ones have an empty tuple."""
     cuts: Shards = {}
     for path, module in model.named_modules():
         own: Shards = getattr(module, "shards", {})

@@ -3,13 +3,13 @@
 
 Contract: `find_sub_blocks` lists the modules that add to the residual stream; `kind_of` determines the kind of one by
 running it again on other tokens. Parameters and state don't change. Nothing of the compiler is used.
-
 1. The decoder's layers are the list (or dictionary) of modules with the most parameters. Their children with weight
-   matrices are sub-blocks; a child that is itself a list holds several. What turns out to hold more than one in a run
-   has `parts`.
-2. A sub-block is a mixer if its output at the last token depends on its input at others.
-   Where its routed part is known, the rest decides: a router may mix tokens.
-3. Any other is routed if it holds a module called `experts`, whose output is the routed term, or selects itself.
+   matrices are sub-blocks; a child that is itself a list holds several. A child that turns out to hold more than one
+   in a run has `parts`.
+2. A sub-block is a mixer if its output at the last token depends on its input at other tokens. If its routed part is
+   known, the rest decides: a router may mix tokens.
+3. Any other sub-block is routed if it holds a module called `experts`, whose output is the routed term, or selects
+   itself.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ class SubBlockModule:
     """`mixer`, `moe` or `mlp`."""
     experts: nn.Module | None = None
     layer: int = 0
-    """Counted as in the compiler: a layer begins at each mixer."""
+    """The number of its layer, counted as in the compiler: a layer begins at each mixer."""
 
     @property
     def size(self) -> int:
-        """How many parameters it has."""
+        """The number of its parameters."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
 def find_sub_blocks(model: nn.Module) -> list[SubBlockModule]:
-    """In the order of the layers; only a run shows which of them run, and in which order."""
+    """Return the sub-blocks in the order of the layers; only a run shows which of them run, and in which order."""
     lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
     name, layers = max(lists, key=lambda pair: (sum(p.numel() for p in pair[1].parameters()), -len(pair[0])))
     return [block for layer_name, layer in layers.named_children() for block in parts(f"{name}.{layer_name}", layer)]
 
 
 def embedding_of(model: nn.Module) -> nn.Module:
-    """The module that gives the first value of the stream."""
+    """Return the module that gives the first value of the stream."""
     if hasattr(model, "get_input_embeddings"):
         return model.get_input_embeddings()  # type: ignore[operator]
     return next(module for module in model.modules() if isinstance(module, nn.Embedding))
 
 
 def parts(name: str, layer: nn.Module) -> list[SubBlockModule]:
-    """The children of a module with weight matrices."""
+    """Return the children of a module with weight matrices."""
     found = []
     for child_name, child in _children(layer):
         if any(p.dim() > 1 for p in child.parameters()):
@@ -76,13 +76,13 @@ def _children(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def kind_of(block: SubBlockModule, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any, selects: bool) -> str:
-    """Run the sub-block again with all tokens but the last changed, and check whether the last one's output changes.
+    """Return the kind of a sub-block: a mixer if its last token's output changes with all other tokens.
 
     Args:
-        block: which one.
-        args: what it was called with.
-        kwargs: likewise.
-        output: what it returned.
+        block: the sub-block.
+        args: of its call.
+        kwargs: of its call.
+        output: of its call.
         selects: whether its output depends on a selection.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import nn
 
 
 class TransformersFarSkipForm(nn.Module):
-    """Token ids [B, T] -> logits [B, T, vocabulary] for a `DeepseekV3ForCausalLM`, without a cache or padding."""
+    """The form of a `DeepseekV3ForCausalLM`: ids [B, T] -> logits [B, T, vocabulary], without cache or padding."""
 
     def __init__(self, hf_model: Any) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class TransformersFarSkipForm(nn.Module):
 
     @staticmethod
     def _routed(moe: Any, h: torch.Tensor) -> torch.Tensor:
-        """The routed experts alone, [B, T, D]."""
+        """Return the output of the routed experts alone, [B, T, D]."""
         _, weights, experts = moe.gate(h)
         return moe.experts(h.view(-1, h.shape[-1]), experts, weights).view(h.shape)
 
 
 def tiny_deepseek_v3(layers: int = 4, seed: int = 0) -> Any:
-    """A random `DeepseekV3ForCausalLM`, small enough for tests; its first layer is dense."""
+    """Return a random `DeepseekV3ForCausalLM`, small enough for tests; its first layer is dense."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     config = DeepseekV3Config(

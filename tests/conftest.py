@@ -83,7 +83,7 @@ def fresh_compiler():
 @pytest.fixture
 def two_ranks() -> Iterator[Any]:
     """Rank 0 of two, on a process group that sends nothing: compiling needs no more."""
-    from farskip_compile.compiler.ranks import fake as fake_ranks
+    from farskip_compile.compiler.ranks.fake import fake_ranks
 
     with fake_ranks(2) as group:
         yield group

@@ -51,7 +51,7 @@ from distill_bench.rows import (
 from distill_bench.texts import TextData, text_data
 from farskip_compile import prepare
 from farskip_compile.compiler.config import FarSkipConfig
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.healing.distill import DistillConfig, Distilled, self_distill
 from farskip_compile.healing.distill.main import CHECKPOINT
 from farskip_compile.healing.distill.records import FILE as METRICS

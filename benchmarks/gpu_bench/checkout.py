@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lets `farskip_compile` be imported from this checkout, installed or not.
 
-In:    a checkout, and a Python that has torch.
+In:    a checkout, and a Python that has torch and pydantic.
 Out:   `farskip_compile`, with `passes` and `models` inside of it, from the checkout's own folders.
 Never: takes another copy that is installed; needs pip, a network, or the package's other dependencies.
 

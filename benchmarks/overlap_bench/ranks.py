@@ -26,7 +26,7 @@ import torch.distributed as dist
 from captured_code import captured_code
 
 from farskip_compile import reports
-from farskip_compile.compiler.ranks.leave import leaving
+from farskip_compile.compiler.ranks.process_group import leaving_process_group
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.measure.profiling import kernels_visible
 from farskip_compile.passes.schedule.program import Program
@@ -102,7 +102,7 @@ def measure_group(
     torch._functorch.config.enable_autograd_cache = False
     torch._dynamo.config.recompile_limit = 256
     dist.init_process_group("gloo", timeout=timedelta(minutes=10))
-    with leaving():
+    with leaving_process_group():
         machine = compute_profile(known, settings["calibration"])
         group = _Group(rank, settings, options, folder, machine)
         for ratio in ratios:

@@ -26,15 +26,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from hand_forms.chunked_form import ChunkedForm
+from hand_forms.micro_batched_form import MicroBatchedForm
+from hand_forms.overlapped_form import OverlappedForm
 from torch.profiler import record_function
 
 from farskip_compile import regional
 from farskip_compile.costs import HardwareProfile
 from farskip_compile.errors import FarSkipError
 from farskip_compile.models import Decoder, FarSkipForm, ParallelConfig, build
-from farskip_compile.models.chunked_form import ChunkedForm
-from farskip_compile.models.micro_batched_form import MicroBatchedForm
-from farskip_compile.models.overlapped_form import OverlappedForm
 from overlap_bench.cells import (
     BACKEND,
     BY_LAYER,

@@ -95,7 +95,7 @@ def first_step(phase: str, form: str, layers: int) -> First:
     import torch
     from torch._dynamo.utils import counters
 
-    from farskip_compile.compiler.ranks import fake as fake_ranks
+    from farskip_compile.compiler.ranks.fake import fake_ranks
     from farskip_compile.models import ParallelConfig
 
     with fake_ranks(RANKS) as group:

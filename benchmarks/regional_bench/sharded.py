@@ -80,10 +80,10 @@ def step_on_rank(rank: int, form: str, checkpointed: bool) -> tuple[int, int]:
     """Bytes of parameters, and the peak over them."""
     import torch.distributed as dist
 
-    from farskip_compile.compiler.ranks.leave import leaving
+    from farskip_compile.compiler.ranks.process_group import leaving_process_group
 
     dist.init_process_group("gloo")
-    with leaving():
+    with leaving_process_group():
         return _measured(rank, form, checkpointed)
 
 

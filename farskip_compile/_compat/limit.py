@@ -53,6 +53,8 @@ class GivenUp:
     """Dynamo raises an error of its own next, and runs nothing."""
     module: nn.Module | None
     """The first module among the arguments of the function, if there is one."""
+    compile_id: str
+    """Dynamo's id of the compile that is not made: `[frame/recompile]`."""
 
 
 def before_dynamo_gives_up(tell: Callable[[GivenUp], None]) -> None:
@@ -93,4 +95,5 @@ def _given_up(frame: FrameType | None) -> GivenUp | None:
         known.get("recompile_reason"),
         bool(known["one_graph"] or dynamo_config.fail_on_recompile_limit_hit),
         module_among(known["locals"].values()),
+        str(known["compile_id"]),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What PyTorch knows of the graphs that it runs: whose they are, where autograd comes back to them, what was given up.
+"""What PyTorch knows of the graphs that it runs: whose they are, and where autograd comes back to them.
 
 Contract: reads, and puts hooks on one node of autograd; nothing is decided here. Checked by running on torch 2.13.0.
 """
@@ -14,7 +14,6 @@ import torch._dynamo.config as dynamo_config
 from torch import nn
 from torch._dynamo import compiled_autograd
 from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.utils import get_compilation_metrics
 from torch.distributed.fsdp import FSDPModule
 
 from farskip_compile._compat.names import COMPILED_AUTOGRAD
@@ -118,18 +117,3 @@ def _around_once(node: Any, begin: Callable[[], None], end: Callable[[], None]) 
             handle.remove()
 
     handles += [node.register_prehook(before), node.register_hook(after)]
-
-
-def given_up() -> dict[str, float]:
-    """Frames of which Dynamo has stopped compiling new versions, among the last compiles, by their number, and when (as
-    `time.time`): from then on they run as they are written, wherever no version of before fits."""
-    found = {}
-    for one in get_compilation_metrics():
-        if one.fail_type == "Unsupported" and "recompile limit" in (one.fail_reason or ""):
-            found[frame_of(str(one.compile_id))] = float(one.start_time or 0)
-    return found
-
-
-def frame_of(compile_id: str) -> str:
-    """The number of the frame that Dynamo's id of a compile is about: `3` of `3/1`."""
-    return compile_id.partition("_")[0].rpartition("/")[0]

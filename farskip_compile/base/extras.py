@@ -40,17 +40,17 @@ SPELLED = {"lm_eval": "lm-eval", "vllm": "vLLM"}
 
 
 def is_missing(package: str) -> bool:
-    """Whether `package` can't be imported because it is not installed."""
+    """Return whether `package` can't be imported because it is not installed."""
     return importlib.util.find_spec(package) is None
 
 
 def pip_install(package: str, *, extra: str = "") -> str:
-    """The command that installs `package`, with all that `extra` brings if that is given."""
+    """Return the command that installs `package`, with all that `extra` brings if that is given."""
     return f"pip install {shlex.quote(f'farskip-compile[{extra}]' if extra else INSTALLED_BY[package])}"
 
 
 def missing(what: str, package: str, *, extra: str = "") -> MissingPackageError:
-    """The error that `what` needs `package`, to be raised."""
+    """Return the error that `what` needs `package`."""
     from farskip_compile.errors import MissingPackageError
 
     return MissingPackageError(

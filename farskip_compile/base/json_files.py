@@ -1,37 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON read strictly into dataclasses and written back; files that are replaced as a whole, and sealed.
+"""JSON data decoded strictly into dataclasses and encoded again; files that are replaced as a whole, and sealed files.
 
-In:    parsed JSON and a dataclass; or a path and what to write there.
-Out:   the dataclass; a file that is complete or unchanged; of a sealed file, what was written, or an error.
+In:    parsed JSON and a type; or a path and the content to write.
+Out:   an instance of the type; a file that is complete or unchanged; the content of a sealed file, or an error.
 Never: a default for a field that has none, a conversion other than of an integer to a float, a number that is not
        finite, a half-written file.
 
-Fields may be str, bool, int, float, a Literal, a StrEnum, Any, another dataclass, a tuple of these or a mapping from
-strings to them, and each of these may be optional. An optional field that is None is left out of the JSON; `null` is
-accepted only if a `JsonReader` says so. Whatever does not fit is an error that names the file, the field by its path,
-and what was found.
+pydantic decodes, and is imported with the first decoding. Types may be whatever it knows: dataclasses of str, bool,
+int, float, Literal, StrEnum, Any, other dataclasses, tuples and mappings. A value that does not fit is an error that
+names the file, the field by its path, and the value.
 
-A sealed JSON object has the hash of its text in its last field, `sha256`. Any other byte in it is noticed. That is
-against damage, not against people: who can write the file can seal it.
+The last field of a sealed JSON object, `sha256`, is the hash of its text, so that any other byte in it is noticed. The
+seal protects against damage, not against people: who can write the file can seal it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import math
 import os
 import reprlib
 import secrets
 import shutil
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from farskip_compile.base.reading.files import DOCUMENT_BYTES, read_bytes
 from farskip_compile.base.reading.strict_json import check_nesting, parse_json
@@ -40,18 +38,27 @@ from farskip_compile.text_utils import did_you_mean, shortened
 
 T = TypeVar("T")
 
-PLAIN = {str: ("a string", "strings"), bool: ("true or false", "booleans"), int: ("an integer", "integers"),
-         float: ("a number", "numbers")}  # fmt: skip
-"""Types of plain values: one of them in words, and several."""
+EXPECTED = {
+    **{"string_type": "a string", "bool_type": "true or false", "int_type": "an integer", "float_type": "a number"},
+    **{"finite_number": "a finite number", "tuple_type": "a list"},
+    **dict.fromkeys(("dict_type", "dataclass_type"), "a JSON object"),
+}
+"""Type of an error of pydantic -> the expected value in words."""
+STRICTNESS: dict[str, dict[str, bool]] = {
+    **{kind: {"strict": True} for kind in ("str", "bool", "int")},
+    "float": {"strict": True, "allow_inf_nan": False},
+    **{kind: {"fail_fast": True} for kind in ("tuple", "dict")},
+}
+"""Type of a schema of pydantic -> settings of it. Only values are strict: strict tuples take no lists."""
 
 
 @dataclass(frozen=True)
 class JsonReader:
-    """How one kind of JSON data is read.
+    """A decoder of one kind of JSON data.
 
     Args:
         origin: where the data is from, for messages.
-        error: raised for whatever does not fit.
+        error: raised for data that does not fit.
         way_out: of an error about a value; other errors have their own.
         always: way out of every error.
         accepts_null: whether `null` stands for None in optional fields.
@@ -63,31 +70,33 @@ class JsonReader:
     always: str = ""
     accepts_null: bool = False
 
-    def decode(self, cls: type[T], data: object, path: str = "") -> T:
-        """The dataclass `cls` of plain data; `path` leads to it from the top, with dots.
+    def decode(self, kind: type[T], data: object, path: str = "") -> T:
+        """Return the instance of `kind` that `data` describes; `path` leads to it from the top, with dots.
 
         Raises:
             FarSkipError: `error`, for a field that is unknown, missing or of the wrong type.
         """
-        if not isinstance(data, Mapping):
-            self.refuse(path or "the whole", "a JSON object", data)
-        hints = get_type_hints(cls)
-        entries = {entry.name: entry for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        prefix = f"{path}." if path else ""
-        self.refuse_unknown(data, entries, prefix)
-        values: dict[str, Any] = {}
-        for name, entry in entries.items():
-            if name in data:
-                values[name] = self.value(hints[name], data[name], prefix + name)
-            elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
-                raise self._error(f"the field {prefix}{name} is missing", "add it; there is no default")
+        from pydantic import ValidationError
+
         try:
-            return cls(**values)
-        except ValueError as reason:
-            raise self._error(f"{path or 'the whole'}: {reason}", self.way_out) from reason
+            found: T = _validator(kind, self.accepts_null).validate_python(data)  # type: ignore[arg-type]
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+        else:
+            return found
+        place = ".".join([*([path] if path else []), *map(str, problem["loc"])])
+        context = problem.get("ctx", {})
+        if "unknown" in context:
+            self.refuse_unknown(context["unknown"], context["known"], f"{place}." if place else "")
+        if problem["type"] == "missing":
+            raise self._error(f"the field {place} is missing", "add it; there is no default")
+        if problem["type"] == "value_error":
+            raise self._error(f"{place or 'the whole'}: {context['error']}", self.way_out)
+        expected = EXPECTED.get(problem["type"]) or context.get("expected") or problem["msg"]
+        self.refuse(place or "the whole", expected, problem["input"])
 
     def refuse_unknown(self, given: Iterable[str], known: Iterable[str], prefix: str = "") -> None:
-        """Raise `error` for a field that is not known, with the closest known one."""
+        """Raise `error` for the first field that is not known, with the closest known one."""
         known = list(known)
         for name in given:
             if name not in known:
@@ -95,7 +104,7 @@ class JsonReader:
                 raise self._error(f"unknown field {prefix}{name}", hint)
 
     def version(self, data: object, readable: tuple[int, ...]) -> dict[str, Any]:
-        """`data` without its `schema`, which must be one of `readable`."""
+        """Return `data` without its `schema`, which must be one of `readable`."""
         if not isinstance(data, Mapping):
             self.refuse("the whole", "a JSON object", data)
         rest = dict(data)
@@ -106,81 +115,103 @@ class JsonReader:
             )
         return rest
 
-    def value(self, hint: Any, value: object, path: str) -> Any:
-        """A value of the type `hint`."""
-        kind = get_origin(hint)
-        if kind in (types.UnionType, Union):  # X | None
-            if value is None and self.accepts_null:
-                return None
-            return self.value(next(arg for arg in get_args(hint) if arg is not types.NoneType), value, path)
-        if dataclasses.is_dataclass(hint):
-            return self.decode(hint, value, path)  # type: ignore[arg-type]
-        if kind is tuple and isinstance(value, list | tuple):
-            inner = get_args(hint)[0]
-            return tuple(self.value(inner, item, f"{path}.{index}") for index, item in enumerate(value))
-        if kind is Mapping and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-            return {key: self.value(get_args(hint)[1], item, f"{path}.{key}") for key, item in value.items()}
-        if _is_plain(hint, value):
-            return self._finite(value, path) if hint is float else hint(value) if _is_enum(hint) else value
-        self.refuse(path, _in_words(hint), value)
-
-    def refuse(self, path: str, wanted: str, found: object) -> NoReturn:
-        """Raise `error` for a value that is not what is wanted."""
-        it = "null" if found is None else f"{type(found).__name__} {shown(found)}"[:80]
-        raise self._error(f"{path} must be {wanted}, not {it}", self.way_out)
-
-    def _finite(self, value: Any, path: str) -> float:
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            self.refuse(path, "a finite number", value)
-        return number
+    def refuse(self, path: str, expected: str, found: object) -> NoReturn:
+        """Raise `error` for a value that is not the expected one."""
+        value = "null" if found is None else f"{type(found).__name__} {shown(found)}"[:80]
+        raise self._error(f"{path} must be {expected}, not {value}", self.way_out)
 
     def _error(self, reason: str, way_out: str) -> FarSkipError:
         return self.error(f"{self.origin}: {shortened(reason, 600)}", way_out=self.always or shortened(way_out, 600))
 
 
 def shown(found: object) -> str:
-    """A value for a message: short, whatever it is."""
+    """Return a short text for a value in a message, whatever the value is."""
     try:
         return reprlib.repr(found)
     except ValueError:  # Python writes no integer of more than 4300 digits
         return "of many digits"
 
 
-def _is_plain(hint: Any, value: object) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if _is_enum(hint):
-        return value in [*hint]
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return hint is Any or (hint in PLAIN and isinstance(value, int | float if hint is float else hint))
+@functools.cache
+def _validator(kind: Any, accepts_null: bool) -> Any:
+    """Return the validator of pydantic for `kind`, as strict as JSON of others needs it."""
+    from pydantic import TypeAdapter
+    from pydantic_core import SchemaValidator
+
+    return SchemaValidator(_strict(TypeAdapter(kind).core_schema, accepts_null))
 
 
-def _is_enum(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, StrEnum)
+def _strict(schema: Any, accepts_null: bool) -> Any:
+    """Return a core schema of pydantic, or a part of one, with `STRICTNESS` and without unknown fields and null."""
+    if isinstance(schema, list):
+        return [_strict(part, accepts_null) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kind = str(schema.get("type"))
+    if kind == "nullable" and not accepts_null:
+        return _strict(schema["schema"], accepts_null)
+    made = {key: _strict(part, accepts_null) for key, part in schema.items()} | STRICTNESS.get(kind, {})
+    if kind != "dataclass":
+        return made
+    check = functools.partial(_only_known, made["fields"])
+    outer = {"type": "function-before", "function": {"type": "no-info", "function": check}, "schema": made}
+    return outer | ({"ref": made.pop("ref")} if "ref" in made else {})
 
 
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal or _is_enum(hint):
-        return f"one of {', '.join(map(str, get_args(hint) or hint))}"
-    if get_origin(hint) is tuple:
-        inner = get_args(hint)[0]
-        return f"a list of {PLAIN[inner][1]}" if inner in PLAIN else "a list"
-    return PLAIN[hint][0] if hint in PLAIN else "a JSON object"
+def _only_known(known: list[str], data: Any) -> Any:
+    """Return `data` if it has no field that is not known.
+
+    pydantic would list all unknown fields: hundreds of megabytes for a file of two.
+    """
+    from pydantic_core import PydanticCustomError
+
+    if not isinstance(data, Mapping):
+        return data
+    for name in data:
+        if name not in known:
+            raise PydanticCustomError("unknown_field", "unknown field", {"unknown": [name], "known": known})
+    return dict(data)
 
 
-def encode(value: Any) -> Any:
-    """Plain data of a dataclass; optional fields that are None are left out."""
+def encode(value: Any, *properties: str, without: Iterable[str] = (), null: bool = False) -> Any:
+    """Return plain data for `json.dumps`: the fields of a dataclass, then some of its properties.
+
+    An object inside of `value` that has a method `to_json` is encoded by it.
+
+    Args:
+        value: a dataclass, an enum, a mapping, a list or tuple of these, or plain data.
+        properties: names of properties of a dataclass.
+        without: names of fields that are not written.
+        null: whether fields that are None are written, as null; else they are left out.
+    """
     if dataclasses.is_dataclass(value):
-        entries = ((entry.name, getattr(value, entry.name)) for entry in dataclasses.fields(value))
-        return {name: encode(inner) for name, inner in entries if inner is not None}
+        names = [entry.name for entry in dataclasses.fields(value) if entry.name not in without]
+        entries = {name: getattr(value, name) for name in (*names, *properties)}
+        return {name: _inner(one, null) for name, one in entries.items() if null or one is not None}
     if isinstance(value, Mapping):
-        return {key: encode(inner) for key, inner in value.items()}
-    return [encode(inner) for inner in value] if isinstance(value, tuple) else value
+        return {key: _inner(one, null) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [_inner(one, null) for one in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+class JsonRecord:
+    """A base of dataclasses whose JSON is their fields, null included, and some of their properties."""
+
+    ALSO_WRITTEN: ClassVar[tuple[str, ...]] = ()
+    """Names of properties."""
+    NOT_WRITTEN: ClassVar[tuple[str, ...]] = ()
+    """Names of fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for `json.dumps`."""
+        found = encode(self, *self.ALSO_WRITTEN, without=self.NOT_WRITTEN, null=True)
+        assert isinstance(found, dict)
+        return found
+
+
+def _inner(value: Any, null: bool) -> Any:
+    return value.to_json() if hasattr(value, "to_json") else encode(value, null=null)
 
 
 LARGEST = 64 * 2**20
@@ -197,33 +228,36 @@ def read_json(
     error: type[FarSkipError] = ConfigError,
     largest: int = DOCUMENT_BYTES,
 ) -> Any:
-    """The JSON in a file; `error` if it can't be read, is not JSON as `reading.parse_json` takes it, or has more than
-    `largest` bytes. `what` it is, for messages."""
+    """Return the parsed JSON of a file; `what` names the content in messages.
+
+    Raises:
+        FarSkipError: `error`, if the file can't be read, has more than `largest` bytes, or `parse_json` refuses it.
+    """
     return _parsed(path, what, way_out, error, parse_json, largest)
 
 
 def read_sealed(path: Path, what: str, *, way_out: str, error: type[FarSkipError] = ConfigError) -> dict[str, Any]:
-    """What `write_sealed` wrote; `error` if it can't be read or is not as it was written."""
+    """Return the object that `write_sealed` wrote; raise `error` if the file can't be read or was changed."""
     return _parsed(path, what, way_out, error, lambda text: unsealed(text.removesuffix("\n")), LARGEST)
 
 
 def write_sealed(
     path: Path, content: Mapping[str, Any], *, way_out: str = "", error: type[FarSkipError] = ConfigError
 ) -> None:
-    """Write a JSON object with its seal, or leave the file as it was; `error` if it can't be written."""
+    """Write a JSON object with its seal, or leave the file as it was; raise `error` if that fails."""
     write_text(path, sealed(content) + "\n", way_out=way_out, error=error)
 
 
 def sealed(content: Mapping[str, Any]) -> str:
-    """A JSON object with at least one field, on one line, with its seal as the last field."""
+    """Return a JSON object with at least one field as one line, with its seal as the last field."""
     return _with_seal(json.dumps(content))
 
 
 def unsealed(text: str) -> dict[str, Any]:
-    """What `sealed` was given.
+    """Return the object that `sealed` made `text` of.
 
     Raises:
-        ValueError: it is not the text that `sealed` gave, to the byte.
+        ValueError: `text` is not, to the byte, what `sealed` returned.
     """
     content, comma, _ = text.rpartition(f', "{SEAL}": "')
     content += "}"

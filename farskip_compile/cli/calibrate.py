@@ -108,7 +108,7 @@ def _ranks(device: str | None) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    from farskip_compile.compiler.ranks.leave import leaving
+    from farskip_compile.compiler.ranks.process_group import leaving_process_group
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
@@ -119,5 +119,5 @@ def _ranks(device: str | None) -> Iterator[None]:
         dist.init_process_group()
     else:
         dist.init_process_group("gloo")
-    with leaving():
+    with leaving_process_group():
         yield

@@ -96,10 +96,10 @@ def read_recorded(path: Path) -> list[dict[str, Any]]:
     reader = JsonReader(str(path), way_out=way_out)
     found = read_json(path, "earlier run", way_out=way_out)
     recorded = []
-    for number, entry in enumerate(reader.value(tuple[Any, ...], found, "the whole")):
+    for number, entry in enumerate(reader.decode(tuple[Any, ...], found)):
         if not isinstance(entry, Mapping):
             reader.refuse(str(number), "a JSON object", entry)
-        recorded.append({key: reader.value(str, entry.get(key), f"{number}.{key}") for key in ("family", "status")})
+        recorded.append({key: reader.decode(str, entry.get(key), f"{number}.{key}") for key in ("family", "status")})
     return recorded
 
 

@@ -27,7 +27,7 @@ def heal_from_config(config: Path, *, as_json: bool) -> None:
 
     from farskip_compile.cli.progress import Heartbeat
     from farskip_compile.cli.terminal import Terminal
-    from farskip_compile.compiler.ranks.leave import leaving
+    from farskip_compile.compiler.ranks.process_group import leaving_process_group
     from farskip_compile.errors import ConfigError
     from farskip_compile.healing.distill import self_distill
     from farskip_compile.healing.distill.job import read_job
@@ -36,7 +36,7 @@ def heal_from_config(config: Path, *, as_json: bool) -> None:
     if ours:
         dist.init_process_group()
     first = not dist.is_initialized() or dist.get_rank() == 0
-    with shown_errors(silent=not first), leaving() if ours else nullcontext():
+    with shown_errors(silent=not first), leaving_process_group() if ours else nullcontext():
         job = read_job(config)
         if job.config.output is None:
             raise ConfigError(f"{config} has no distill.output", way_out='output = "a folder for the checkpoint"')

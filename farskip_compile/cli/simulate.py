@@ -128,4 +128,4 @@ def _loads(path: Path | None) -> tuple[float, ...] | None:
         return None
     way_out = "a JSON list of numbers, one for each expert"
     found: Any = read_json(path, "loads", way_out=way_out)
-    return JsonReader(str(path), way_out=way_out).value(tuple[float, ...], found, "the whole")
+    return JsonReader(str(path), way_out=way_out).decode(tuple[float, ...], found)

@@ -35,11 +35,11 @@ def status_command(
     not run yet, or ranks differ or are missing. 2: nothing runs there, or a file can't be read.
     """
     from farskip_compile.records.processes import folder_of, read_folder
-    from farskip_compile.records.processes_text import table
+    from farskip_compile.tools.status.text import folder_status
 
     pid = int(where) if where.isdecimal() and not Path(where).is_dir() else None
     with shown_errors(status=2):
         found = read_folder(folder_of(pid) if pid is not None else Path(where), pid)
-    show(as_json, found.to_json, lambda _: table(found))
+    show(as_json, found.to_json, lambda _: folder_status(found))
     if found.status:
         raise typer.Exit(found.status)

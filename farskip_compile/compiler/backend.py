@@ -9,13 +9,12 @@ training, inference, autocast; FX-graph and AOTAutograd caches stay on.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -26,14 +25,7 @@ from farskip_compile._compat import (
     in_compiled_autograd,
     inductor_compiler,
     is_resumed,
-    lookup_backend,
 )
-from farskip_compile._compat.distributed import world_group
-from farskip_compile._compat.fake import open_sizes
-from farskip_compile._compat.inductor import inductor_setting, scheduling_options
-from farskip_compile._compat.inner_compile import compile_inside
-from farskip_compile._compat.names import JOINT_FOLDING, POST_GRAD
-from farskip_compile.compiler.carrier.passing import carrying
 from farskip_compile.compiler.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.compiler.guard.activity import counted as counting_runs
 from farskip_compile.compiler.guard.activity import note_activity
@@ -43,29 +35,17 @@ from farskip_compile.compiler.guard.compiled import watch as watch_compiled
 from farskip_compile.compiler.guard.generation import refuse_decode_only
 from farskip_compile.compiler.guard.limit import watch as watch_limit
 from farskip_compile.compiler.guard.wrappers import watch as watch_wrappers
-from farskip_compile.compiler.inductor_passes import KernelPass, PostGradPass, pin_before_fusion
-from farskip_compile.compiler.inductor_passes.before_differentiation import PartInPieces, cut_before_differentiation
-from farskip_compile.compiler.inductor_passes.plan import Around, Plan, make_plan
+from farskip_compile.compiler.inductor_passes.before_differentiation import (
+    part_in_pieces,
+)
+from farskip_compile.compiler.inner import Compiled, compile_with_inner, report_failed_compile
 from farskip_compile.compiler.pipeline import run
-from farskip_compile.compiler.ranks.captured import check_of
-from farskip_compile.compiler.ranks.common import common_options
-from farskip_compile.compiler.ranks.compiles import counted, traced_frame
-from farskip_compile.compiler.ranks.failures import report_failure
-from farskip_compile.compiler.ranks.identity import identity_of, source_hash
-from farskip_compile.compiler.ranks.stale import expect
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError
 from farskip_compile.passes.boundary.markers import prepared_for
-from farskip_compile.passes.graph import ops
-from farskip_compile.records.announcement import collective_orders, collective_sizes
 from farskip_compile.records.compile import CompileReport, Outcome, earlier_outcome, last_reports, publish
-from farskip_compile.records.first_run import watched
 from farskip_compile.records.process_file import errors_noted
-from farskip_compile.records.schedule import late
 
-Compiled = Callable[..., Any]
 BACKWARD = "a backward graph of compiled autograd: the forward graph decides"
-report_failed_compile = partial(report_failure, "failed to compile")
-"""Around whatever other ranks may come to wait for."""
 
 
 def farskip(
@@ -75,7 +55,7 @@ def farskip(
     options: Mapping[str, Any] | None = None,
     mode: str | None = None,
 ) -> Compiled:
-    """Entry point of `torch.compile(model, backend="farskip", options={...})`.
+    """Compile `module` for `torch.compile(model, backend="farskip", options={...})`.
 
     Args:
         module: the graph that Dynamo captured; it is edited in place.
@@ -96,7 +76,7 @@ def farskip(
 
 
 def nothing() -> int:
-    """Of a whole model, nothing is beside."""
+    """Return 0: no memory outside a whole model's graph is live while it runs."""
     return 0
 
 
@@ -109,11 +89,11 @@ class Backend:
     """
 
     config: FarSkipConfig
-    """As it was given."""
+    """The configuration as it was given."""
     mode: str | None = None
-    """Inductor's; None: its default."""
+    """Inductor's mode; None: its default."""
     beside: Callable[[], int] = field(default=nothing, compare=False)
-    """Of a part of a model: bytes that are alive while it runs and that it does not know of."""
+    """Returns the bytes that are live while a part of a model runs, and that its graph does not know of."""
 
     def __post_init__(self) -> None:
         inner = self.settings.inner
@@ -132,16 +112,16 @@ class Backend:
 
     @cached_property
     def settings(self) -> Resolved:
-        """The configuration, with everything looked up that it names."""
+        """The configuration with its manifest, profile and process group looked up."""
         return resolve(self.config)
 
     def __deepcopy__(self, _: dict[int, Any]) -> Backend:
-        """It does not change, and may hold what can't be copied: Lightning copies what `torch.compile` is given."""
+        """Return this object, which never changes and may hold what can't be copied: Lightning copies backends."""
         return self
 
     @property
     def __name__(self) -> str:
-        """Dynamo names the backend in its messages."""
+        """The name of the backend in Dynamo's messages."""
         return "farskip"
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Compiled:
@@ -155,10 +135,18 @@ class Backend:
                 report = publish(self.rewire(module), self.settings.on_report)
                 if report.outcome is Outcome.REWIRED:
                     note_rewired()
-                return counting_runs(self.compile(module, example_inputs, report))
+                compiled = compile_with_inner(
+                    module,
+                    example_inputs,
+                    report,
+                    config=self.settings,
+                    mode=self.mode,
+                    bytes_outside=self.beside,
+                )
+                return counting_runs(compiled)
 
     def rewire(self, module: fx.GraphModule) -> CompileReport:
-        """Rewire `module` in place; with `strict=False`, leave it as it is and warn if that can't be done.
+        """Rewire `module` in place, or raise; with `strict=False`, warn and leave the graph as it is.
 
         Raises:
             DDPSplitError: DistributedDataParallel would hand the model over in pieces.
@@ -176,7 +164,7 @@ class Backend:
                 )
             if not self.settings.strict and earlier_outcome() is Outcome.REFUSED:
                 raise PartialModelError("another graph of this model could not be rewired, so none of them is")
-            return run(module, self.settings, self._in_pieces(module))
+            return run(module, self.settings, part_in_pieces(self.settings, module))
         except FarSkipError as error:
             if self.settings.strict:
                 raise
@@ -190,13 +178,6 @@ class Backend:
                 ) from error
             return self._unchanged(module, error)
 
-    def _in_pieces(self, module: fx.GraphModule) -> PartInPieces | None:
-        """How to cut a part of a model before it is cut off; None if nothing is to be cut."""
-        if self.settings.pieces == 1 or self.settings.inner != "inductor":
-            return None
-        plan = make_plan(self.settings, module)
-        return PartInPieces(plan) if plan is not None else None
-
     def compile(
         self,
         module: fx.GraphModule,
@@ -205,68 +186,19 @@ class Backend:
         *,
         bare: bool = False,
     ) -> Compiled:
-        """Compile a graph that is rewired already with the inner backend.
-
-        Args:
-            module: the graph, as `rewire` left it.
-            example_inputs: its example inputs.
-            report: what `rewire` returned; None: of a graph that this backend did not rewire.
-            bare: return what Inductor returns, which the caller can serialise; its runs are not counted.
-
-        Returns:
-            What runs in place of the graph. At its first run the ranks compare their collectives and options.
-        """
-        begin, frame = time.perf_counter(), traced_frame()
-        common = common_options(self.settings, report, source_hash())
-        inductor = self.settings.inner == "inductor"
-        is_part = report is not None and report.departure is not None
-        plan = make_plan(self.settings, module, common, self._around(report)) if inductor else None
-        if plan is not None and not is_part:
-            cut_before_differentiation(module, plan)
-        unannounced = plan is None and self.settings.check_order and world_group() is not None
-        orders = collective_orders(module.graph) if unannounced else {}
-        sizes = collective_sizes(module.graph) if unannounced else {}
-        if inductor:
-            compiler = inductor_compiler(self._inductor_options(module, plan), self.mode)
-            compiled = compile_inside(compiler, module, example_inputs, report_failed_compile)
-        else:
-            compiled = lookup_backend(self.settings.inner)(module, list(example_inputs))
-        if orders:
-            compiled = counted(compiled, frame, common, check_of(orders, sizes, common))
-        elif plan is not None and plan.check_order and not bare:
-            compiled = counted(compiled, frame, plan.common)
-        if report is None or bare:
-            return compiled
-        compiled = watched(compiled, module, example_inputs, report, time.perf_counter() - begin)
-        one_node = self.settings.inner != "eager"  # all others differentiate the graph before they run it
-        return carrying(compiled, report, one_node=one_node)
-
-    def _around(self, report: CompileReport | None) -> Around:
-        """Of a part of a model, what it is run among."""
-        if report is None or report.departure is None:
-            return Around()
-        departure = report.departure
-        return Around(self.beside(), late(departure.came), departure.tail)
-
-    def _inductor_options(self, module: fx.GraphModule, plan: Plan | None) -> dict[str, Any]:
-        """The user's options for Inductor, and our passes added to them."""
-        options = dict(self.settings.inductor)
-        if self.settings.pieces != 1 and any(
-            open_sizes(ops.fake(one)) for one in module.graph.find_nodes(op="placeholder")
-        ):
-            # pieces that arrived: of zeros of such a size, constant folding asks whether there are any (torch 2.13)
-            options.setdefault(JOINT_FOLDING, False)
-        decided_by = (plan.profile, plan.around) if plan is not None else (None, None)
-        identity = identity_of(self.settings, module, *decided_by)
-        theirs = options.get(POST_GRAD, inductor_setting(POST_GRAD))
-        options[POST_GRAD] = PostGradPass(identity, theirs, plan)
-        if plan is not None:
-            expect(identity, plan.common)
-            pin = partial(pin_before_fusion, plan)
-            options.update(scheduling_options(options, KernelPass(plan, identity), pin, identity))
-        return options
+        """Compile a graph that is rewired already with the inner backend; see `compile_with_inner`."""
+        return compile_with_inner(
+            module,
+            example_inputs,
+            report,
+            config=self.settings,
+            mode=self.mode,
+            bytes_outside=self.beside,
+            bare=bare,
+        )
 
     def _unchanged(self, module: fx.GraphModule, error: FarSkipError) -> CompileReport:
+        """Warn that the graph is compiled unchanged, once for all graphs of a model, and return its report."""
         previous = last_reports()[-1:]
         continued = isinstance(error, PartialModelError) and is_resumed(module)
         if not (continued and previous and previous[0].outcome is Outcome.REFUSED):
@@ -277,7 +209,7 @@ class Backend:
 
 
 def backend(config: FarSkipConfig | None = None, /, *, mode: str | None = None, **options: Any) -> Backend:
-    """A backend for `torch.compile(model, backend=...)`, by a configuration or by its fields.
+    """Return a backend for `torch.compile(model, backend=...)`, by a configuration or by its fields.
 
     Args:
         config: the whole configuration, by place; or give its fields as `options`.
@@ -299,14 +231,14 @@ _names = count(1)
 
 
 def prepare(backend: Backend) -> str:
-    """A name for `backend`, by which a graph can ask for it where `torch.compile` is called without options."""
+    """Return a name by which a graph can ask for `backend` where `torch.compile` is called without options."""
     name = str(next(_names))
     _prepared[name] = backend
     return name
 
 
 def forget(name: str) -> None:
-    """The opposite of `prepare`."""
+    """Forget the backend that `prepare` gave this name."""
     _prepared.pop(name, None)
 
 
@@ -318,14 +250,14 @@ watch_compiled()
 # For `farskip_compile.tools.capture` alone
 
 Receive = Callable[[Backend, fx.GraphModule, Sequence[Any]], Compiled]
-"""Gets a backend, and the graph and the example inputs that it was called with; returns what is called instead."""
+"""Takes a backend, its graph and example inputs, and returns what is called in place of the compiled graph."""
 
 _receiver: ContextVar[Receive | None] = ContextVar("farskip_receiver", default=None)
 
 
 @contextmanager
 def intercept(receive: Receive) -> Iterator[None]:
-    """Within the block and in this thread, backends hand what they get to `receive` instead of compiling it.
+    """Within the block and in this thread, have backends hand their graphs to `receive` instead of compiling them.
 
     For models that are compiled already: which backend each of their graphs goes to, and with which options, is known
     to Dynamo only, until it calls that backend. `torch.compiler.set_stance(force_backend=...)` would put another one in

@@ -11,22 +11,24 @@ Algorithm:
    is let pass, and reported.
 3. Translate the request, and record what rewiring must keep.
 4. Rewire, and verify.
-5. Tag the nodes and report.
-6. If the graph is a part of a model, cut the stream at its end, and verify that. What is cut in pieces before
-   differentiation is cut before that, so that pieces leave apart; pieces that came in go on to its exchanges.
+5. Tag the nodes.
+6. If the graph is a part of a model, cut the stream at its end, and verify that. Exchanges that are cut in pieces
+   before differentiation are cut before that, so that pieces leave apart.
+7. Write out the marks of accumulations and definitions, hand pieces that came in on to the exchanges, and close
+   checkpoints; verify each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from farskip_compile._compat.autocast import ambient_autocast
-from farskip_compile._compat.modules import child_names
 from farskip_compile.compiler.config import FarSkipConfig, Resolved, resolve
+from farskip_compile.compiler.inductor_passes.before_differentiation import PartInPieces
 from farskip_compile.declare import check_kinds_used
 from farskip_compile.errors import (
     ConfigError,
@@ -38,28 +40,31 @@ from farskip_compile.errors import (
 )
 from farskip_compile.manifest.check import check_as_written, check_rewired
 from farskip_compile.manifest.graph_parameters import graph_parameters
-from farskip_compile.passes import PASSES
 from farskip_compile.passes.boundary.again import known_terms, read_again
-from farskip_compile.passes.boundary.arrive import Boundary
+from farskip_compile.passes.boundary.arrive import Boundary, write_boundary
+from farskip_compile.passes.boundary.depart import cut as cut_stream
 from farskip_compile.passes.boundary.in_pieces import whole
-from farskip_compile.passes.boundary.tail import Departure
+from farskip_compile.passes.boundary.tail import Departure, TailAutocast
 from farskip_compile.passes.contract import Stage
-from farskip_compile.passes.driver import Driver
 from farskip_compile.passes.gc_pause import collector_paused
 from farskip_compile.passes.graph import ops
-from farskip_compile.passes.graph.declared import note_declared
-from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.passes.graph.declared import Declared, note_declared
+from farskip_compile.passes.normalize import normalize
 from farskip_compile.passes.normalize.accumulations import addends, lower, mark_accumulations
 from farskip_compile.passes.normalize.closing import SELECTIVE, close_checkpoints
 from farskip_compile.passes.normalize.definitions import lower_definitions
 from farskip_compile.passes.normalize.single_assignment import mutation_edges
-from farskip_compile.passes.residual import Reading
+from farskip_compile.passes.residual import Reading, read_table
 from farskip_compile.passes.residual.table import Table
-from farskip_compile.passes.rewire.request import RewireRequest
+from farskip_compile.passes.residual.tags import tag_terms
+from farskip_compile.passes.rewire import rewire
+from farskip_compile.passes.rewire.merge_reductions import merge_reductions
+from farskip_compile.passes.rewire.request import Connectivity, LayerRange, Leaving, RewireRequest, ask
 from farskip_compile.passes.rewire.told import heard, heard_later
+from farskip_compile.passes.runner import PassRunner
+from farskip_compile.passes.safe_edit import OriginalGraph
 from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.records.wiring import classify_wiring
-from farskip_compile.verify.account.outside import Beside
 from farskip_compile.verify.account.whole import account_for
 from farskip_compile.verify.boundary import record, verify_closed, verify_cut, verify_lowered
 from farskip_compile.verify.completeness import cut_inside_a_layer
@@ -68,123 +73,172 @@ from farskip_compile.verify.reading import check_reading
 from farskip_compile.verify.rewiring import Verified, snapshot, verify
 
 
-class InPieces(Protocol):
-    """How the exchanges of a part of a model are cut in pieces."""
+@dataclass(frozen=True)
+class NormalForm:
+    """Facts about a graph that was normalised and verified."""
 
-    def cut(self, module: fx.GraphModule) -> None:
-        """Cut those whose sizes data decides."""
+    boundary: Boundary
+    autocast: TailAutocast
+    """The autocast that the graph will run under."""
+    declared: tuple[Declared, ...]
+    """The declared facts that concern this graph."""
+    checkpoints_opened: int
+    writes_replaced: int
 
-    def hand_on(self, module: fx.GraphModule) -> None:
-        """Let pieces of tokens that come in go on to the exchanges of this part, each by itself."""
 
-    def later(self, launch: fx.Node) -> int:
-        """In how many pieces another one will be after differentiation."""
+@dataclass(frozen=True)
+class GraphRequest:
+    """The part of the configuration's request that concerns one graph."""
+
+    connectivity: Connectivity
+    layers: LayerRange = None
+    leaving: Leaving | None = None
+    """The request to later parts of the model; None if the graph is a whole model."""
 
 
-def run(module: fx.GraphModule, config: FarSkipConfig, in_pieces: InPieces | None = None) -> CompileReport:
-    """Rewire the graph of `module` in place as `config` asks; `in_pieces`: what is to be done to a part of a model
-    before it is cut off. To a whole model it can be done later.
+def run(module: fx.GraphModule, config: FarSkipConfig, in_pieces: PartInPieces | None = None) -> CompileReport:
+    """Rewire the graph of `module` in place as `config` asks.
+
+    Args:
+        module: the graph that Dynamo captured.
+        config: the configuration, resolved or not.
+        in_pieces: cuts the exchanges of a part of a model before the part is cut off; those of a whole model can be cut
+            later.
 
     Raises:
         FarSkipError: any reason not to; the graph is then as it was.
     """
+    resolved = resolve(config)
     with collector_paused():
-        return _run_or_restore(module, resolve(config), in_pieces)
-
-
-def _run_or_restore(module: fx.GraphModule, config: Resolved, in_pieces: InPieces | None) -> CompileReport:
-    facts = {
-        "module": module,
-        "graph": module.graph,
-        "layers": config.layers,
-        "autocast": ambient_autocast(module),
-        "pieces_later": in_pieces.later if in_pieces is not None else whole,
-    }
-    driver = Driver(PASSES, Stage.DYNAMO, facts, config.disable_passes)
-    backup, attributes = driver.step("backup", GraphSnapshot, module.graph), child_names(module)  # 1
-    driver.facts["backup"] = backup
-    report = None
-    try:
-        report = _run(module, config, driver, in_pieces)
-    finally:
-        if report is None or report.outcome in (Outcome.NO_STACK, Outcome.FRAGMENT):
-            module.graph = backup.restore()
-            for name in child_names(module) - attributes:
-                delattr(module, name)
+        passes = PassRunner(Stage.DYNAMO, module, resolved.disable_passes)
+        original = passes.step("backup", OriginalGraph, module)  # 1
+        try:
+            report = _rewire(module, resolved, passes, original, in_pieces)
+        except BaseException:
+            original.put_back()
+            raise
+        if report.outcome in (Outcome.NO_STACK, Outcome.FRAGMENT):
+            original.put_back()
     return report
 
 
-def _run(module: fx.GraphModule, config: Resolved, driver: Driver, in_pieces: InPieces | None) -> CompileReport:
-    common: dict[str, Any] = {
-        "nodes": len(module.graph.nodes),
-        "config": config.to_json(),
-        "seconds": driver.seconds,
-    }
-    facts = driver.facts
+def _rewire(
+    module: fx.GraphModule,
+    config: Resolved,
+    passes: PassRunner,
+    original: OriginalGraph,
+    in_pieces: PartInPieces | None,
+) -> CompileReport:
+    report = CompileReport(Outcome.NO_STACK, len(module.graph.nodes), config.to_json(), seconds=passes.seconds)
+    reading: Reading | None = None
     try:
-        reading, beside = _read_whole(module, driver, config)  # 2
+        with _cuts_inside_layers_named(module):
+            form = _normalize(module, config, passes, original)  # 2
+            reading = passes.apply("residual", read_table, module.graph)
+        if reading is not None:
+            check_kinds_used(config.kinds, form.declared)
+        outside = passes.step("account", account_for, module, reading, form.boundary.part)
     except (PartialModelError, NotASumError, UnsupportedPatternError) as error:
         if config.connectivity != "none" or config.manifest is not None:
             raise
-        return _let_pass(error, facts.get("reading"), common)
-    boundary: Boundary = facts["boundary"]
-    common["beside"] = tuple(map(str, beside))
-    common["declared"] = facts["declared"]
-    common["checkpoints_opened"] = boundary.checkpoints_opened + facts["normalized"].checkpoints_opened
-    common["writes_replaced"] = facts["normalized"].writes_replaced
+        return _left_alone(report, error, reading)
+    report = replace(
+        report,
+        beside=tuple(map(str, outside)),
+        declared=form.declared,
+        checkpoints_opened=form.checkpoints_opened,
+        writes_replaced=form.writes_replaced,
+    )
     if reading is None:
-        return CompileReport(Outcome.NO_STACK, reason="no sum that a sub-block reads from", **common)
-    manifest = config.manifest
-    table = facts["table"] = reading.table
-    parameters = driver.step("parameters", graph_parameters, reading)
-    if manifest is not None and not boundary.part:
-        driver.step("manifest", check_as_written, manifest, table, parameters)
-    facts.update(_asked(config, boundary))
-    driver.run(through="request")  # 3
-    request: RewireRequest = facts["request"]
+        return replace(report, reason="no sum that a sub-block reads from")
+    return _rewire_stack(module, config, passes, form, reading, report, in_pieces)
+
+
+def _normalize(module: fx.GraphModule, config: Resolved, passes: PassRunner, original: OriginalGraph) -> NormalForm:
+    """Normalise the graph, verify that, and note what was declared about its nodes."""
+    autocast = ambient_autocast(module)
+    boundary = passes.apply("arrive", write_boundary, module, autocast)
+    normalized = passes.apply("normalize", normalize, module)
+    after = mutation_edges(module.graph)
+    passes.verify(verify_normalized, module, original.snapshot, after, autocast)
+    declared = passes.step("declare", note_declared, module.graph, config.declared, ops.op_name)
+    opened = boundary.checkpoints_opened + normalized.checkpoints_opened
+    return NormalForm(boundary, autocast, declared, opened, normalized.writes_replaced)
+
+
+@contextmanager
+def _cuts_inside_layers_named(module: fx.GraphModule) -> Iterator[None]:
+    """Raise a `PartialModelError` in place of a `NotASumError` if Dynamo cut the stack inside a layer."""
+    try:
+        yield
+    except NotASumError as error:
+        if (cut := cut_inside_a_layer(module, error)) is not None:
+            raise cut from error
+        raise
+
+
+def _rewire_stack(
+    module: fx.GraphModule,
+    config: Resolved,
+    passes: PassRunner,
+    form: NormalForm,
+    reading: Reading,
+    report: CompileReport,
+    in_pieces: PartInPieces | None,
+) -> CompileReport:
+    """Rewire a graph whose whole residual stack was read."""
+    table, boundary = reading.table, form.boundary
+    manifest = config.manifest if not boundary.part else None
+    parameters = passes.step("parameters", graph_parameters, reading)
+    if manifest is not None:
+        passes.step("manifest", check_as_written, manifest, table, parameters)
+    asked = _request_for(config, boundary)
+    request = passes.apply("request", ask, table, asked.connectivity, asked.layers, asked.leaving)  # 3
     wanted = request.wanted(table)
-    if manifest is not None and not boundary.part:
-        driver.step("manifest", check_rewired, manifest, wanted)
-    before = driver.step("snapshot", snapshot, reading)
-    driver.step("verify", check_reading, reading, before.wiring.program.steps)
-    if not (config.merge_reductions and request.left_out):
-        driver.skip.add("merge_reductions")
-    driver.run(through="merge_reductions")  # 4
-    found: Verified = driver.verify(verify, module, wanted, before)
-    facts.update(stream=found.stack.stream, regions=found.stack.regions, term_names=found.names)  # 5
-    driver.run(through="tags")
-    departure = _depart(module, driver, found, in_pieces) if boundary.part else None  # 6
-    _lower(module, driver)
+    if manifest is not None:
+        passes.step("manifest", check_rewired, manifest, wanted)
+    before = passes.step("snapshot", snapshot, reading)
+    passes.step("verify", check_reading, reading, before.wiring.program.steps)
+    parted = passes.apply("rewire", rewire, module, reading, request)  # 4
+    merged = 0
+    if config.merge_reductions and request.left_out and passes.is_enabled("merge_reductions"):
+        merged = passes.apply("merge_reductions", merge_reductions, module, asked.connectivity)
+    found = passes.verify(verify, module, wanted, before)
+    if passes.is_enabled("tags"):
+        passes.apply("tags", tag_terms, found.stack.stream, found.stack.regions, found.names)  # 5
+    departure = None
+    if boundary.part:
+        departure = _cut_off(module, passes, form, found, asked, in_pieces)  # 6
+    _write_out_marks(module, passes)  # 7
     if boundary.arrivals and in_pieces is not None:
         in_pieces.hand_on(module)
-        driver.facts["graph"] = module.graph
-    _close_checkpoints(module, driver)
-    driver.finish()
+    _close_checkpoints(module, passes)
+    passes.finish()
     module.recompile()
-    return CompileReport(
-        _outcome(request),
+    return replace(
+        report,
+        outcome=_outcome(request),
         table=found.table,
         sub_block_parameters=parameters.used,
         wiring_before=classify_wiring(table),
         wiring_after=classify_wiring(found.table),
-        collectives_parted=facts["collectives_split"],
-        reductions_merged=facts.get("reductions_merged", 0),
+        collectives_parted=parted,
+        reductions_merged=merged,
         departure=departure,
         plan=boundary.plan,
-        **common,
     )
 
 
-def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
-    """What is asked of this graph, and of the next one if it is a part of a model.
+def _request_for(config: Resolved, boundary: Boundary) -> GraphRequest:
+    """Return the request to this graph, and to the next one if this is a part of a model.
 
     Raises:
-        ConnectivityError: a table, of which the layer was not told.
+        ConnectivityError: the request is a table, of which the layer was not told.
         ConfigError: the batch is to go through the whole stack in parts.
     """
     asked = config.connectivity
     if not boundary.part:
-        return {"connectivity": asked, "leaving": None}
+        return GraphRequest(asked, config.layers)
     if config.micro_batches != 1:
         raise ConfigError(
             f"micro_batches={config.micro_batches} is asked of layers that are compiled one by one: each would put the "
@@ -192,83 +246,80 @@ def _asked(config: Resolved, boundary: Boundary) -> dict[str, Any]:
             way_out='pieces=2, or the whole model: torch.compile(model, backend="farskip")',
         )
     if not isinstance(asked, Mapping):
-        here = asked if boundary.here else "none"
-        return {"connectivity": here, "layers": None, "leaving": asked if boundary.later else "none"}
+        return GraphRequest(asked if boundary.here else "none", leaving=asked if boundary.later else "none")
     if isinstance(boundary.here, str) and isinstance(boundary.later, str):
-        return {"connectivity": heard(boundary.here), "layers": None, "leaving": heard_later(boundary.later)}
+        return GraphRequest(heard(boundary.here), leaving=heard_later(boundary.later))
     raise ConnectivityError(
         "a table of sub-blocks is asked of layers that were prepared without one, and don't know their numbers",
         way_out="give the table to farskip_compile.regional(model, table, compile=False), and no options to the loop",
     )
 
 
-def _depart(module: fx.GraphModule, driver: Driver, found: Verified, in_pieces: InPieces | None) -> Departure:
-    """Step 6."""
-    driver.facts["table_as_wired"] = found.table
+def _cut_off(
+    module: fx.GraphModule,
+    passes: PassRunner,
+    form: NormalForm,
+    found: Verified,
+    asked: GraphRequest,
+    in_pieces: PartInPieces | None,
+) -> Departure:
+    """Cut the exchanges of a part of a model in pieces, then cut its stream at the end, and verify that."""
+    stream, names, pieces_later = found.stack.stream, found.names, whole
     if in_pieces is not None:
         before_cut = known_terms(found.stack, found.names)
         lower(module.graph)
         in_pieces.cut(module)
         mark_accumulations(module.graph)
-        stream, names = driver.step("read again", read_again, module.graph, before_cut)
-        driver.facts.update(graph=module.graph, stream=stream, term_names=names)
-    before = driver.step("record", record, module.graph)
-    driver.run(through="depart")
-    departure = replace(driver.facts["departure"], came=driver.facts["boundary"].came)
-    driver.verify(verify_cut, module.graph, departure, before)
+        stream, names = passes.step("read again", read_again, module.graph, before_cut)
+        pieces_later = in_pieces.later
+    before = passes.step("record", record, module.graph)
+    assert asked.leaving is not None
+    departure = passes.apply(
+        "depart",
+        cut_stream,
+        module.graph,
+        stream,
+        names,
+        found.table,
+        form.boundary,
+        asked.leaving,
+        form.autocast,
+        pieces_later,
+    )
+    departure = replace(departure, came=form.boundary.came)
+    passes.verify(verify_cut, module.graph, departure, before)
     return departure
 
 
-def _lower(module: fx.GraphModule, driver: Driver) -> None:
-    """Write out the marks of accumulations and of definitions, and check that the first add what they added."""
+def _write_out_marks(module: fx.GraphModule, passes: PassRunner) -> None:
+    """Write out the marks of accumulations and of definitions, and verify that the first add what they added."""
     before = record(module.graph) if addends(module.graph) else None
-    driver.step("lower", lower, module.graph)
+    passes.step("lower", lower, module.graph)
     if before is not None:
-        driver.verify(verify_lowered, module.graph, before)
-    driver.step("lower", lower_definitions, module.graph)
+        passes.verify(verify_lowered, module.graph, before)
+    passes.step("lower", lower_definitions, module.graph)
 
 
-def _close_checkpoints(module: fx.GraphModule, driver: Driver) -> None:
-    """Close those with a selective policy, and check that they open to what was there."""
+def _close_checkpoints(module: fx.GraphModule, passes: PassRunner) -> None:
+    """Close the checkpoints with a selective policy, and verify that they open to what was there."""
     before = record(module.graph) if any(SELECTIVE in node.meta for node in module.graph.nodes) else None
-    if driver.step("close", close_checkpoints, module):
+    if passes.step("close", close_checkpoints, module):
         assert before is not None
-        driver.verify(verify_closed, module, before)
+        passes.verify(verify_closed, module, before)
 
 
-def _let_pass(error: FarSkipError, reading: Reading | None, common: Mapping[str, Any]) -> CompileReport:
-    """The report of a part of a model, or of one that is not understood, of which nothing is to be rewired."""
+def _left_alone(report: CompileReport, error: FarSkipError, reading: Reading | None) -> CompileReport:
+    """Return the report of a graph of which nothing is rewired: a part of a model, or one that is not understood."""
     table = reading.table if reading is not None else Table()
     wiring = classify_wiring(table) if reading is not None else ""
-    return CompileReport(
-        Outcome.FRAGMENT, table=table, wiring_before=wiring, wiring_after=wiring, reason=str(error), **common
+    return replace(
+        report,
+        outcome=Outcome.FRAGMENT,
+        table=table,
+        wiring_before=wiring,
+        wiring_after=wiring,
+        reason=str(error),
     )
-
-
-def _read_whole(module: fx.GraphModule, driver: Driver, config: Resolved) -> tuple[Reading | None, tuple[Beside, ...]]:
-    """The reading of `module`, which must hold the whole residual stack, and what stands beside it; None: it has none.
-
-    Raises:
-        ConfigError: something that is not there was declared.
-        PartialModelError: Dynamo cut the stack, or the graph holds a part of a model.
-        NotASumError: the stream is not a sum (and Dynamo did not cut it).
-        UnsupportedPatternError: not everything with weights is a part of the stack, or of what may stand beside it.
-    """
-    try:
-        driver.run(through="normalize")
-        after = mutation_edges(module.graph)
-        driver.verify(verify_normalized, module, driver.facts["backup"], after, driver.facts["autocast"])
-        part = driver.facts["boundary"].part
-        driver.facts["declared"] = driver.step("declare", note_declared, module.graph, config.declared, ops.op_name)
-        driver.run(through="residual")
-    except NotASumError as error:
-        if (cut := cut_inside_a_layer(module, error)) is not None:
-            raise cut from error
-        raise
-    reading: Reading | None = driver.facts.get("reading")
-    if reading is not None:
-        check_kinds_used(config.kinds, driver.facts["declared"])
-    return reading, driver.step("account", account_for, module, reading, part)
 
 
 def _outcome(request: RewireRequest) -> Outcome:

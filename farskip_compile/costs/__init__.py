@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators and collectives cost, estimated without running anything.
+"""Estimates of the cost of operators and collectives, without running anything.
 
 Contract: pure functions of a graph and a hardware profile. Nothing is run, measured or sent, so all ranks that use one
 profile come to the same numbers. Start reading at `operators.py`, then `collectives.py` and `profile.py`.

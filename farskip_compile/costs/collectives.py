@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a launch of a collective moves, how long that takes, and how a link is fitted to measured times.
+"""The bytes and the seconds of a collective, and the fit of a link to measured times.
 
 In:    a call of a functional collective in an ATen graph, with fake values in `meta["val"]`; a hardware profile.
        Or measured times of collectives of several sizes, from any tool.
 Out:   a `CollectiveCost`, and its seconds: a fixed time (alpha) and a time for each byte (beta). Or the `Link` whose
        seconds come as close to the measured ones as this model can.
-Never: communicates, measures, or looks at which ranks a group holds: groups of one size cost the same on every rank.
+Never: communicates, measures, or looks at the ranks of a group: groups of one size cost the same on every rank.
 
 Operators of the user's are what they were declared as: an exchange is an all-to-all, a reduction an all-reduce, among
 all ranks if they block and name no process group. All operators of `_c10d_functional` are known: all-to-all with equal,
@@ -23,8 +23,8 @@ Of n bytes, each of p ranks, r of which share a node, sends a part in a number o
 
     seconds = latency[kind] + (steps - 1) * step_latency + sent / (bandwidth * efficiency[kind])
 
-- On one node all figures are those of the intra-node link. Where a node is wired in pairs, q ranks have only q-1 wires
-  each: bandwidth = min(bandwidth, (q-1) * peer_bandwidth).
+- On one node all figures are those of the intra-node link. On a node wired in pairs, q ranks have only q-1 wires each:
+  bandwidth = min(bandwidth, (q-1) * peer_bandwidth).
 - Across nodes the latencies are those of the inter-node link.
   All-to-all: n (p-r)/p leaves through this rank's own inter-node link while n (r-1)/p moves inside the node; the
   slower of the two counts.
@@ -33,7 +33,7 @@ Of n bytes, each of p ranks, r of which share a node, sends a part in a number o
 - An all-to-all in which a rank sends and receives unequal amounts, n and m < n: if the link is duplex, it counts as one
   of n bytes each way, and if the two directions alternate, as one of (p m + (p-2) n) / 2(p-1). (The rank that receives
   most gets n/p from every rank, itself included, and sends m - n/p.)
-- Where a link has a `correction` (it was measured, and the formula is off), the formula's seconds are multiplied by it.
+- If a link has a `correction` (the formula was off from measured times), the formula's seconds are multiplied by it.
   Between two sizes that were measured, seconds grow linearly.
 
 A fit is, for each kind, the line `seconds = latency + bytes sent / rate` with the least relative error, because a
@@ -49,7 +49,7 @@ import torch
 from torch import fx
 
 from farskip_compile._compat.distributed import group_size, is_group, world_size
-from farskip_compile.costs.memory import SizeHint, tensor_bytes, tensors_of
+from farskip_compile.costs.memory import SizeHint, node_bytes, operand_tensors, tensor_bytes
 from farskip_compile.costs.profile import COLLECTIVE_KINDS, CollectiveKind, HardwareProfile, Link, PerCollective
 from farskip_compile.errors import ConfigError, UnsupportedPatternError
 from farskip_compile.passes.graph import comms, ops, user_calls
@@ -62,22 +62,22 @@ POINT_TO_POINT = ("isend", "irecv", "batch_p2p_ops")
 
 @dataclass(frozen=True)
 class CollectiveCost:
-    """What one launch moves."""
+    """The kind, the bytes and the group of one launch."""
 
     kind: CollectiveKind
     """The collective whose formula applies."""
     bytes: int
-    """n of the formulas: the larger of what a rank sends and what it receives."""
+    """n of the formulas: the larger of the bytes that a rank sends and receives."""
     group_name: str
-    """Process group; launches of one group run one after another."""
+    """The process group; launches of one group run one after another."""
     ranks: int
-    """Size of the group."""
+    """The size of the group."""
     fewer: int | None = None
-    """The smaller of the two, of an all-to-all in which the two differ."""
+    """m of an all-to-all: the smaller of the bytes sent and received, if they differ."""
 
 
 def collective_cost(node: fx.Node, size: SizeHint) -> CollectiveCost:
-    """What the launch `node` moves, or that of an earlier graph that the wait `node` is for.
+    """Return the cost of the launch `node`, or of an earlier graph's launch that `node` waits for.
 
     Args:
         node: of a graph after AOTAutograd, with fake tensors in its metadata.
@@ -97,21 +97,21 @@ def collective_cost(node: fx.Node, size: SizeHint) -> CollectiveCost:
         )
     group = comms.process_group(node)
     ranks = 2 if ops.op_name(node).endswith(POINT_TO_POINT) else _ranks(node, group)
-    given = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
+    sent = operand_tensors(node)
     if isinstance(out := node.kwargs.get("out"), fx.Node):
-        given = [value for value in given if value is not ops.fake(out)]
-    got = tensors_of(ops.fake(node))
-    fewer, most = sorted(sum(tensor_bytes(value, size) for value in values) for values in (given, got))
+        sent = [value for value in sent if value is not ops.fake(out)]
+    bytes_sent = sum(tensor_bytes(value, size) for value in sent)
+    fewer, most = sorted((bytes_sent, node_bytes(node, size)))
     return CollectiveCost(kind, most, group, ranks, fewer if kind == "all_to_all" and fewer < most else None)
 
 
 def _arriving(wait: fx.Node, flight: tuple[str, str], size: SizeHint) -> CollectiveCost:
-    """What a launch of an earlier graph moves, by what arrives here."""
+    """Return the cost of a launch of an earlier graph, by the value that arrives here."""
     operator, group = flight
     kind: CollectiveKind = next((kind for kind in COLLECTIVE_KINDS if operator.startswith(kind)), "broadcast")
     ranks = group_size(group)
-    got = sum(tensor_bytes(value, size) for value in tensors_of(ops.fake(wait)))
-    return CollectiveCost(kind, got * ranks if kind == "reduce_scatter" else got, group, ranks)
+    received = node_bytes(wait, size)
+    return CollectiveCost(kind, received * ranks if kind == "reduce_scatter" else received, group, ranks)
 
 
 def _ranks(node: fx.Node, group: str) -> int:
@@ -119,7 +119,7 @@ def _ranks(node: fx.Node, group: str) -> int:
 
 
 def is_launch(node: fx.Node) -> bool:
-    """Whether `node` launches a collective that `collective_cost` knows."""
+    """Return whether `node` launches a collective that `collective_cost` knows."""
     return _kind(node) is not None
 
 
@@ -137,12 +137,12 @@ def _kind(node: fx.Node) -> CollectiveKind | None:
 
 
 def steps(kind: CollectiveKind, ranks: int) -> int:
-    """Steps of the algorithm, one after another."""
+    """Return the number of steps of the algorithm, which run one after another."""
     return (2 if kind == "all_reduce" else 1) * (ranks - 1)
 
 
 def sent_part(kind: CollectiveKind, ranks: int) -> float:
-    """Bytes that one rank sends, as a part of n."""
+    """Return the bytes that one rank sends, as a part of n."""
     return 1.0 if kind == "broadcast" else steps(kind, ranks) / ranks
 
 
@@ -155,7 +155,7 @@ def collective_seconds(
     *,
     fewer: int | None = None,
 ) -> float:
-    """Seconds from launch to completion, if nothing else is on the wire.
+    """Return the seconds from launch to completion, if nothing else is on the wire.
 
     Args:
         kind: one of `COLLECTIVE_KINDS`.
@@ -164,7 +164,7 @@ def collective_seconds(
         profile: the hardware.
         ranks_per_node: how many ranks *of the group* share a node: 1 if it takes one rank of each node. None: the group
             fills one node after another, each with `profile.ranks_per_node` ranks.
-        fewer: m of an all-to-all: what the rank with n on one side has on the other; None: n.
+        fewer: m of an all-to-all: the bytes of a rank with n on one side on its other side; None: n.
 
     Raises:
         ConfigError: an unknown kind, or impossible numbers.
@@ -192,15 +192,12 @@ def collective_seconds(
 
 
 def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | None = None) -> float:
-    """By how much a collective in flight slows compute down.
+    """Return the fraction by which a collective in flight slows compute down; 0 if it was not measured.
 
     Args:
         ranks: of the group of the collective.
         profile: the hardware.
         ranks_per_node: how many of them share a node; None: `profile.ranks_per_node`.
-
-    Returns:
-        A fraction: compute takes (1 + this) times as long; 0 if it was not measured.
     """
     if ranks < 2:
         return 0.0
@@ -209,13 +206,13 @@ def interference(ranks: int, profile: HardwareProfile, ranks_per_node: int | Non
 
 
 def _even(most: int, fewer: int, ranks: int, duplex: float) -> float:
-    """n of an all-to-all with equal parts that takes as long as the uneven one."""
+    """Return n of an all-to-all with equal parts that takes as long as the uneven one."""
     in_turns = (ranks * fewer + (ranks - 2) * most) / (2 * (ranks - 1))
     return in_turns + duplex * (most - in_turns)
 
 
 def _formula(kind: CollectiveKind, bytes: float, ranks: int, local: int, profile: HardwareProfile) -> float:
-    """Alpha and beta, without what was measured beside them."""
+    """Return the seconds by alpha and beta, without corrections."""
     inside, outside = _rate(profile.intra_node, kind, local), _rate(profile.inter_node, kind, ranks)
     if local == ranks:
         return _latency(profile.intra_node, kind, ranks) + bytes * sent_part(kind, ranks) / inside
@@ -231,7 +228,7 @@ def _latency(link: Link, kind: CollectiveKind, ranks: int) -> float:
 
 
 def _rate(link: Link, kind: CollectiveKind, ranks: int) -> float:
-    """Bytes/s that one of `ranks` ranks attains."""
+    """Return the bytes/s that one of `ranks` ranks attains."""
     bandwidth = link.bandwidth
     if link.peer_bandwidth is not None:
         bandwidth = min(bandwidth, link.peer_bandwidth * max(ranks - 1, 1))
@@ -245,15 +242,15 @@ class Sample:
     kind: CollectiveKind
     """One of `COLLECTIVE_KINDS`."""
     bytes: int
-    """As in `CollectiveCost`."""
+    """The bytes, as in `CollectiveCost`."""
     ranks: int
-    """Size of the group."""
+    """The size of the group."""
     seconds: float
-    """From launch to completion, on the slowest rank."""
+    """The seconds from launch to completion, on the slowest rank."""
 
 
 def fit_link(samples: Iterable[Sample], *, bandwidth: float | None = None, step_latency: float = 0.0) -> Link:
-    """The link that explains `samples` best.
+    """Return the link that explains `samples` best.
 
     Args:
         samples: at least two sizes of each kind.
@@ -288,7 +285,7 @@ def fit_link(samples: Iterable[Sample], *, bandwidth: float | None = None, step_
 
 
 def _line(kind: str, points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """(latency, rate) of least squared relative error."""
+    """Return (latency, rate) of least squared relative error."""
     x, y = torch.tensor(points, dtype=torch.float64).unbind(1)
     weights = 1.0 / y**2
     mean_x, mean_y = ((weights * values).sum() / weights.sum() for values in (x, y))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measured rates by size: what refines the scalar efficiencies of a profile, where somebody has measured.
+"""Measured rates by size, which refine the scalar efficiencies of a profile.
 
 In:    a grid of sizes and the rate measured at each point; then a size.
 Out:   the rate at that size: linear between the points in the logarithms of sizes and rates, so that a rate that grows
        with the size is met exactly; beyond the grid the rate at its edge.
-Never: extrapolates, or measures anything itself.
+Never: extrapolates, or measures anything.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Curve:
             raise ConfigError("the sizes of a curve do not ascend", way_out="sort them, and name each size once")
 
     def at(self, *sizes: float) -> float:
-        """The figure at `sizes`, one for each axis; sizes beyond the grid count as its edge.
+        """Return the figure at `sizes`, one for each axis; sizes beyond the grid count as its edge.
 
         Raises:
             ConfigError: not one size for each axis.
@@ -64,13 +64,13 @@ class Curve:
         return math.exp(sum(weight * math.log(self.values[at]) for at, weight in corners))
 
     def around(self, axis: int, size: float) -> tuple[float, float]:
-        """The sizes of an axis next to `size`, below and above; the same one twice if there is only one."""
+        """Return the sizes of an axis next to `size`, below and above; the same one twice if there is only one."""
         low, part = _place(self.axes[axis], size)
         return self.axes[axis][low], self.axes[axis][low + 1 if part else low]
 
 
 def _place(axis: tuple[float, ...], size: float) -> tuple[int, float]:
-    """(index of the point below, how far `size` is on the way to the next one, by logarithms)."""
+    """Return (index of the point below, the fraction of the way to the next point, by logarithms)."""
     if size <= axis[0]:
         return 0, 0.0
     if size >= axis[-1]:
@@ -80,12 +80,12 @@ def _place(axis: tuple[float, ...], size: float) -> tuple[int, float]:
 
 
 ByType = Mapping[str, Curve]
-"""Type of the operands, as `float32`, and the curve measured with it."""
+"""A curve for each type of operands, such as `float32`."""
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 def check_sizes(name: str, curve: Curve, sizes: int) -> None:
-    """A `ConfigError` if `curve`, called `name`, is not by so many sizes: not only when a compile asks for a rate."""
+    """Raise a `ConfigError` now, not when a compile needs a rate, unless the curve `name` has so many sizes."""
     if len(curve.axes) != sizes:
         raise ConfigError(
             f"the curve {name} has {len(curve.axes)} sizes and not {sizes}", way_out="one axis for each of its sizes"
@@ -94,7 +94,7 @@ def check_sizes(name: str, curve: Curve, sizes: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What was measured of one device; None: only the scalars of the profile are known.
+    """The measured curves of one device; None for a curve that is not measured.
 
     Raises:
         ConfigError: a curve over the wrong number of sizes, or a key that is not a data type.
@@ -105,16 +105,18 @@ class Curves:
     attention: ByType | None = field(default=None, hash=False)
     """FLOP/s of fused attention, forward, by (queries, keys, width of a head)."""
     attention_backward: ByType | None = field(default=None, hash=False)
-    """FLOP/s of its backward, likewise."""
+    """FLOP/s of the backward of attention, likewise."""
     grouped_matmul: ByType | None = field(default=None, hash=False)
     """FLOP/s of one product per group by (rows of a group, inner, columns)."""
     memory: Curve | None = None
-    """Bytes/s of a fused kernel that reads and writes in order, by the bytes it moves: caches make small ones fast."""
+    """Bytes/s of a fused kernel that reads and writes in order, by its bytes: caches make small ones fast."""
     strided: Curve | None = None
-    """Bytes/s of one that transposes, likewise."""
+    """Bytes/s of a fused kernel that transposes, likewise."""
     fresh: Curve | None = None
-    """Bytes/s at which the pages of a new buffer are handed out at its first use, by its size. CPU only: beyond some
-    size (32 MiB with glibc) an allocator takes them from the system each time."""
+    """Bytes/s at which the pages of a new buffer are handed out at its first use, by its size. CPU only.
+
+    Beyond some size (32 MiB with glibc) an allocator takes the pages from the system each time.
+    """
 
     def __post_init__(self) -> None:
         for kind in ("matmul", "attention", "attention_backward", "grouped_matmul"):
@@ -127,7 +129,6 @@ class Curves:
                 check_sizes(kind, measured, 1)
 
     def of(self, kind: str, dtype: str) -> Curve | None:
-        """The curve of products of `kind` (a field of this class) and `dtype` (`float32`); None if it was not
-        measured."""
+        """Return the curve of products of `kind` (a field of this class) and `dtype` (`float32`), if measured."""
         found: ByType | None = getattr(self, kind, None)
         return found.get(dtype) if found is not None else None

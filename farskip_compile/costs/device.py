@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The profile of the device that a graph is for.
 
-In:    a graph with fake values. The device need not be there: on a machine without it a plan can be asked for, too.
-Out:   the shipped profile; without a name of the device, the one that stands in for its kind, with a warning.
+In:    a graph with fake values. The device may be absent: a plan can be made on a machine without it.
+Out:   the shipped profile; without a name of the device, the stand-in for its kind, with a warning.
 Never: starts a device, or measures.
 """
 
@@ -19,7 +19,7 @@ NOT_AN_ACCELERATOR = ("cpu", "meta")
 
 
 def profile_of(graph: fx.Graph) -> HardwareProfile:
-    """See the module's contract."""
+    """Return the profile of the first accelerator that a value of `graph` is on, or of the CPU."""
     devices = (value.device for node in graph.nodes if (value := ops.tensor(node)) is not None)
     device = next((device for device in devices if device.type not in NOT_AN_ACCELERATOR), torch.device("cpu"))
     is_here = device.type == "cuda" and torch.cuda.is_available()

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost model as the scheduler asks for it: seconds of graph nodes, of launches and of Inductor's kernels.
+"""The cost model as the scheduler uses it: seconds of graph nodes, of launches and of Inductor's kernels.
 
-Contract: like everything in this package, a function of the graph, the profile and the options alone.
+Contract: a function of the graph, the profile and the options alone, like everything in this package.
 
-Before fusion the bytes of elementwise work are not known; `memory` estimates them. After it they are.
+Before fusion the bytes of elementwise work are not known, and `memory` estimates them. After fusion they are known.
 
-`float8`: engines that serve 8-bit checkpoints multiply in 8 bits, so operands of two bytes take one; what transformers
-computes in float32, such as a router, they compute in bfloat16.
+`float8`: engines that serve 8-bit checkpoints multiply in 8 bits, so operands of two bytes take one. Products that
+transformers computes in float32, such as a router, engines compute in bfloat16.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from farskip_compile.passes.graph.declared import part_of_a_collective
 COMPUTED = ("matmul", "attention", "grouped_matmul")
 PRODUCTS = ("matmul", "grouped_matmul")
 HOST = 5
-"""Launches that a read on the host takes as long as, where it was not measured: the copy and its event, the host that
-wakes up, and what it launches until the device has something to do again."""
+"""Launches that a read on the host takes as long as, unless it was measured.
+
+The copy and its event, the host that wakes up, and its launches until the device has work again.
+"""
 
 
 @dataclass
@@ -39,10 +41,11 @@ class Estimates:
 
     Args:
         graph: the ATen graph that all nodes belong to.
+        profile: the hardware.
         imbalance: rows that the fullest rank gets in a dispatch without drops, over the mean.
         float8: whether products of 16-bit operands are computed in 8 bits.
-        slowdown: what `interference` returns for every launch; None: what the profile says.
-        came: seconds that what came in flight takes at most; None: each as long as if it were launched now.
+        slowdown: the result of `interference` for every launch; None: that of the profile.
+        came: most seconds that a collective from an earlier graph still takes; None: as long as if launched now.
     """
 
     graph: fx.Graph
@@ -60,34 +63,34 @@ class Estimates:
         self._tf32 = tf32_allowed()
 
     def cost(self, node: fx.Node) -> OpCost:
-        """What `node` does, by itself."""
+        """Return the cost of `node` by itself."""
         if node not in self._costs:
             self._costs[node] = self._with_pages(node, op_cost(node, self.size))
         return self._costs[node]
 
     def bytes(self, node: fx.Node) -> int:
-        """Bytes of the value of a node, all its tensors."""
+        """Return the bytes of the value of a node, all its tensors."""
         return self.size.bytes_of(node)
 
     def collective(self, node: fx.Node) -> float:
-        """Seconds of a launch on its channel."""
+        """Return the seconds of a launch on its channel."""
         if _to_host(node):
             return self.profile.sync_seconds or HOST * self.profile.launch_seconds
         cost = collective_cost(node, self.size)
         return collective_seconds(cost.kind, cost.bytes, cost.ranks, self.profile, fewer=cost.fewer)
 
     def arrival(self, node: fx.Node) -> float:
-        """Seconds that what a wait is for, which came in flight, still takes on its channel."""
+        """Return the seconds that the collective of an earlier graph, which `node` waits for, still takes."""
         seconds = self.collective(node)
         return seconds if self.came is None else min(seconds, self.came)
 
     def link(self, node: fx.Node) -> str:
-        """Which link of the profile a launch uses; groups on one link share it. Empty for a group of one rank."""
+        """Return the link of the profile that a launch uses, which groups share; empty for a group of one rank."""
         ranks = 1 if _to_host(node) else collective_cost(node, self.size).ranks
         return "" if ranks < 2 else "intra_node" if ranks <= self.profile.ranks_per_node else "inter_node"
 
     def interference(self, node: fx.Node) -> float:
-        """Compute takes (1 + this) times as long while the collective that `node` launches is in flight."""
+        """Return the fraction by which compute takes longer while the collective of `node` is in flight."""
         if _to_host(node):
             return 0.0
         if self.slowdown is not None:
@@ -95,7 +98,7 @@ class Estimates:
         return interference(collective_cost(node, self.size).ranks, self.profile)
 
     def compute(self, node: fx.Node) -> float:
-        """Seconds of a node before fusion."""
+        """Return the seconds of a node before fusion."""
         if _blocks(node):
             return self.collective(node)
         cost = self.fused_cost(node)
@@ -104,34 +107,38 @@ class Estimates:
         return op_seconds(_in_8_bits(cost) if cost.kind in PRODUCTS else cost, self.profile)
 
     def fused_cost(self, node: fx.Node) -> OpCost:
-        """What `node` does if Inductor will fuse it as expected."""
+        """Return the cost of `node` if Inductor will fuse it as expected."""
         return self._with_pages(node, op_cost(node, self.size, fused=True))
 
     def kernel(self, parts: Iterable[tuple[bool, list[fx.Node]]], traffic: int) -> float:
-        """Seconds of a fused kernel that reads and writes `traffic` bytes.
+        """Return the seconds of a fused kernel that reads and writes `traffic` bytes.
 
         Args:
-            parts: for each kernel fused into it, whether it calls a library, and the nodes that it computes, the one
+            parts: for each kernel fused into it: whether it calls a library, and the nodes that it computes, the one
                 that stands for it first.
+            traffic: of the fused kernel.
         """
         parts = list(parts)
-        if blocks := [one for extern, origins in parts if extern for one in origins[:1] if _blocks(one)]:
-            return sum(map(self.collective, blocks))
-        flops = [self._product(origins) for extern, origins in parts if extern]
-        seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in flops if cost.kind in COMPUTED]
+        library_calls = [origins for calls_library, origins in parts if calls_library]
+        loops = [origins for calls_library, origins in parts if not calls_library]
+        if blocking := [origins[0] for origins in library_calls if origins and _blocks(origins[0])]:
+            return sum(map(self.collective, blocking))
+        products = list(map(self._product, library_calls))
+        seconds = [op_seconds(cost, self.profile, tf32=self._tf32) for cost in products if cost.kind in COMPUTED]
         if seconds:
             return sum(seconds)
-        if any(extern and self._product(origins).kind == "sync" for extern, origins in parts):
+        if any(cost.kind == "sync" for cost in products):
             return op_seconds(OpCost(0, traffic, 0, None, "sync"), self.profile)
-        loops = [origins for extern, origins in parts if not extern]
-        made = {node: self._fresh[node] for origins in loops for node in origins if node in self._fresh}
+        fresh: dict[fx.Node, int] = {}
+        for origins in loops:
+            fresh |= {node: self._fresh[node] for node in origins if node in self._fresh}
         moved = sum(transposed_bytes(origins, self.size) for origins in loops)
         arithmetic, launches = kernel_ops(loops, self.size), 1 if traffic else 0
         cost = OpCost(0, traffic, 0, None, "memory", launches, element_ops=arithmetic, transposed_bytes=moved)
-        return op_seconds(replace(cost, fresh=tuple(made.values())), self.profile)
+        return op_seconds(replace(cost, fresh=tuple(fresh.values())), self.profile)
 
     def _product(self, origins: list[fx.Node]) -> OpCost:
-        """The costliest product among the nodes of a library call, else the first node."""
+        """Return the cost of the costliest product among the nodes of a library call, else of the first node."""
         costs = list(map(self.cost, origins))
         return max(costs, key=lambda cost: cost.flops, default=FREE)
 
@@ -140,12 +147,12 @@ class Estimates:
 
 
 def _to_host(node: fx.Node) -> bool:
-    """Whether this is a copy to the host, which is on no wire between ranks."""
+    """Return whether `node` is a copy to the host, which is on no wire between ranks."""
     return ops.op_name(node) == "farskip::to_host"
 
 
 def _blocks(node: fx.Node) -> bool:
-    """Whether compute stands still while this collective is under way."""
+    """Return whether compute stands still while this collective is under way."""
     return part_of_a_collective(node) == "blocking"
 
 

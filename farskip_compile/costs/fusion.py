@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bytes remain once Inductor has fused pointwise operators and reductions, and which memory is new.
+"""The bytes that remain once Inductor has fused pointwise operators and reductions, and the new memory.
 
 In:    a node of an ATen graph; for new memory, the graph in the order of its nodes.
 Out:   bytes that the node still reads and writes; bytes of new memory by node.
-Never: looks further than a node's inputs and readers, or plans memory: rules of thumb about what Inductor and the C
-       library's allocator will do, made for a graph that is not lowered yet.
+Never: looks further than a node's inputs and readers, or plans memory: these are rules of thumb about Inductor and the
+       C library's allocator, for a graph that is not lowered yet.
 
-Traffic: a fusible operator takes what another fusible operator makes from registers, so it reads nothing from it; and
-it writes nothing unless something else reads its result: a matrix product, a collective, the end of the graph. Views in
+Traffic: a fusible operator takes the result of another fusible operator from registers, so it reads nothing from it. It
+writes nothing unless something else reads its result: a matrix product, a collective, the end of the graph. Views in
 between do not count.
 
 New memory, which the system hands out page by page (on CPUs), is that of values of `LARGE` bytes or more:
 1. A view has no memory; a value that fuses into all of its readers has none either.
-2. What a library call makes takes the memory of a value of the same size that is dead by then, if there is one.
-3. What a loop makes replaces an operand of the same size that dies with it, if it reads each element once; a loop
-   that follows a reduction (a softmax) reads twice, and gets new memory.
+2. The result of a library call takes the memory of a value of the same size that is dead by then, if there is one.
+3. The result of a loop replaces an operand of the same size that dies in the loop, if the loop reads each element once;
+   a loop that follows a reduction (a softmax) reads twice, and gets new memory.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ FUSIBLE = LOOKUPS | frozenset([
     "_softmax", "_to_copy", "arange", "cat", "constant_pad_nd", "full", "iota", "rand", "randn", "scalar_tensor",
     "select_scatter", "slice_scatter", "inductor_lookup_seed", "inductor_random",
 ])  # fmt: skip
-"""Operators that Inductor lowers to loops although torch does not tag them as such."""
+"""Operators that Inductor lowers to loops although torch does not tag them so."""
 LARGE = 32 * 2**20
-"""glibc maps blocks from this size on anew each time (`M_MMAP_THRESHOLD_MAX`); other allocators do no worse."""
+"""Bytes from which glibc maps blocks anew each time (`M_MMAP_THRESHOLD_MAX`); other allocators do no worse."""
 
 
 def tagged(node: fx.Node, *tags: torch.Tag) -> bool:
-    """Whether torch tags the operator that `node` calls with one of `tags`."""
+    """Return whether torch tags the operator of `node` with one of `tags`."""
     return isinstance(node.target, OpOverload) and not set(tags).isdisjoint(node.target.tags)
 
 
 def is_fusible(node: fx.Node) -> bool:
-    """Whether Inductor lowers `node` to a loop that may fuse with others."""
+    """Return whether Inductor lowers `node` to a loop that may fuse with others."""
     return isinstance(node.target, OpOverload) and _is_fusible(node.target, ops.op_name(node))
 
 
@@ -55,7 +55,7 @@ def _is_fusible(target: OpOverload, name: str) -> bool:
 
 
 def fused_traffic(node: fx.Node, size: SizeHint) -> tuple[int, int]:
-    """Bytes that `node` still (reads, writes) after fusion; as they are if it can't be fused."""
+    """Return the bytes that `node` still (reads, writes) after fusion; without fusion as they are."""
     read, written = traffic(node, size)
     if not is_fusible(node):
         return read, written
@@ -75,7 +75,7 @@ def _through_views(node: fx.Node) -> fx.Node:
 
 
 def readers(node: fx.Node) -> Iterator[fx.Node]:
-    """What reads the memory of `node`, through views."""
+    """Yield the nodes that read the memory of `node`, through views."""
     for user in node.users:
         if user.op == "call_function" and is_free(user):
             yield from readers(user)
@@ -84,12 +84,14 @@ def readers(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def fresh_bytes(graph: fx.Graph, size: SizeHint) -> dict[fx.Node, int]:
-    """Bytes of new memory by node, for the nodes that take any."""
+    """Return the bytes of new memory by node, for the nodes that take any."""
     large = {node: total for node in graph.nodes if (total := _own_bytes(node, size)) >= LARGE}
     if not large:
         return {}
     place = {node: index for index, node in enumerate(graph.nodes)}
-    ends = {node: max((place[reader] for reader in readers(node)), default=place[node]) for node in large}
+    ends = {}
+    for node in large:
+        ends[node] = max((place[reader] for reader in readers(node)), default=place[node])
     dead: Counter[int] = Counter()
     found: dict[fx.Node, int] = {}
     replaced: set[fx.Node] = set()
@@ -113,7 +115,7 @@ def fresh_bytes(graph: fx.Graph, size: SizeHint) -> dict[fx.Node, int]:
 
 
 def _own_bytes(node: fx.Node, size: SizeHint) -> int:
-    """Bytes of the memory that `node` makes; 0 for a view, an input, and what fuses into its readers."""
+    """Return the bytes of the memory of `node`; 0 for a view, an input, and a value that fuses into its readers."""
     if node.op != "call_function" or is_free(node) or comms.is_collective(node) or comms.is_wait(node):
         return 0
     if not isinstance(node.target, OpOverload) or (is_fusible(node) and all(map(is_fusible, readers(node)))):
@@ -124,7 +126,7 @@ def _own_bytes(node: fx.Node, size: SizeHint) -> int:
 def _replaced(
     node: fx.Node, large: dict[fx.Node, int], ends: dict[fx.Node, int], place: dict[fx.Node, int]
 ) -> fx.Node | None:
-    """A value of the same size that dies in the loop that makes `node`, if no reduction stands in between."""
+    """Return a value of the same size that dies in the loop of `node`, if no reduction stands in between."""
     seen, stack = {node}, [node]
     operands: list[fx.Node] = []
     while stack:

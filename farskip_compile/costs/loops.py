@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pointwise operators, reductions and the kernels fused from them do, besides the bytes they move.
+"""The work of pointwise operators, reductions and kernels fused from them, besides the bytes they move.
 
 In:    a node of an ATen graph; for a kernel, the nodes of each loop that was fused into it.
-Out:   elementwise operations, and how much of the traffic is transposed. GPUs hide arithmetic behind memory, a CPU
+Out:   elementwise operations, and the part of the traffic that is transposed. GPUs hide arithmetic behind memory, a CPU
        often does not.
-Never: looks at generated code; counts products, which have FLOP formulas, or what only moves data.
+Never: looks at generated code; counts products, which have FLOP formulas, or operators that only move data.
 
 A node: one operation for each element. A function that is computed by a series counts as several; so does a comparison,
 whose result has another width than its operands and must be converted; 64-bit integers fill a vector twice as fast. The
 counts are ratios, measured on loops that Inductor made for a CPU with 512-bit vectors; `element_rate` of a profile
 turns them into seconds.
 
-A loop: a node is computed in every step of the loop, also where its own value is smaller: a rotary table, or the mask
-of a softmax, again for each head. And each loop that reads it computes it again. Only what is equal along the innermost
-dimension is computed once per row: the factor of a norm, a row's index. So the operations of a loop are those of its
-nodes for one step, times the steps of its largest node, or times its rows. Loops of one kernel that run over the same
-steps and share nodes are one loop, which computes these once; but a reduction must be finished before its result is
-read, so reductions and other loops stay apart. Each loop has one operation more, which stands for its loads and stores:
-a softmax passes over its rows four times.
+A loop: a node is computed in every step of the loop, also if its own value is smaller: a rotary table, or the mask
+of a softmax, again for each head. And each loop that reads it computes it again. Only values that are equal along the
+innermost dimension are computed once per row: the factor of a norm, a row's index. So the operations of a loop are
+those of its nodes for one step, times the steps of its largest node, or times its rows. Loops of one kernel that run
+over the same steps and share nodes are one loop, which computes these once; but a reduction must be finished before its
+result is read, so reductions and other loops stay apart. Each loop has one operation more, which stands for its loads
+and stores: a softmax passes over its rows four times.
 
 A loop transposes if it has a view that moves the innermost dimension, and it reads or writes a tensor that has that
-dimension elsewhere: the last one is then not contiguous in memory.
+dimension elsewhere: the last dimension is then not contiguous in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch import fx
 
 from farskip_compile._compat import OpOverload
 from farskip_compile.costs.fusion import tagged
-from farskip_compile.costs.memory import SizeHint, tensor_bytes, tensors_of
+from farskip_compile.costs.memory import SizeHint, operand_tensors, tensor_bytes, tensors_of
 from farskip_compile.passes.graph import ops
 
 SERIES = ("cos", "exp", "exp2", "expm1", "log2", "reciprocal", "rsqrt", "sigmoid", "silu", "sin", "softplus", "sqrt")
@@ -44,21 +44,20 @@ WEIGHTS = {
     **dict.fromkeys(("acos", "asin", "atan", "atan2", "cosh", "lgamma", "pow", "sinh", "tan", "tanh"), 24),
     **dict.fromkeys(("eq", "ge", "gt", "isinf", "isnan", "le", "lt", "ne"), 3),
 }
-"""Operations of one function where they are not 1. 24: a power with an exponent that is not a small integer, and what
-has no fast series."""
+"""Operations of one function, if not 1. 24: powers except for small integers, and functions without a fast series."""
 TRANSPOSES = ("permute", "transpose", "t")
 
 
 def element_ops(node: fx.Node, size: SizeHint) -> int:
-    """Elementwise operations of `node` by itself, over the larger of what it reads and what it makes."""
+    """Return the elementwise operations of `node` by itself, over the larger of its operands and results."""
     if (count := weight(node)) == 0:
         return 0
-    values = [value for one in (node, *node.all_input_nodes) for value in tensors_of(ops.fake(one))]
-    return count * max(prod(size(length) for length in value.shape) for value in values)
+    values = [*tensors_of(ops.fake(node)), *operand_tensors(node)]
+    return count * max(prod(map(size, value.shape)) for value in values)
 
 
 def weight(node: fx.Node) -> int:
-    """Elementwise operations of `node` for one element; 0 if it does no arithmetic."""
+    """Return the elementwise operations of `node` for one element; 0 if it does no arithmetic."""
     name = ops.op_name(node)
     count = _weight(name, node.target) if isinstance(node.target, OpOverload) else 0
     if count == 1:
@@ -71,13 +70,13 @@ def weight(node: fx.Node) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _weight(name: str, target: OpOverload) -> int:
-    """The same, for an element of 32 bits or less."""
+    """Return the elementwise operations for an element of 32 bits or less."""
     is_arithmetic = torch.Tag.pointwise in target.tags or torch.Tag.reduction in target.tags
     return WEIGHTS.get(name, 1) if is_arithmetic else 0
 
 
 def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: SizeHint) -> int:
-    """Elementwise operations of a kernel that was fused from `loops`."""
+    """Return the elementwise operations of a kernel that was fused from `loops`."""
     merged: list[tuple[tuple[bool, int], dict[fx.Node, None]]] = []
     for nodes in loops:
         computed = dict.fromkeys(node for node in nodes if weight(node))
@@ -96,7 +95,7 @@ def kernel_ops(loops: Sequence[Sequence[fx.Node]], size: SizeHint) -> int:
 
 
 def loop_ops(nodes: Sequence[fx.Node], size: SizeHint) -> int:
-    """Elementwise operations of the loop that computes `nodes`."""
+    """Return the elementwise operations of the loop that computes `nodes`."""
     shapes = {node: _steps(node, size) for node in nodes if weight(node)}
     if not shapes:
         return 0
@@ -109,7 +108,10 @@ def loop_ops(nodes: Sequence[fx.Node], size: SizeHint) -> int:
 
 
 def transposed_bytes(nodes: Sequence[fx.Node], size: SizeHint) -> int:
-    """Bytes that the loop of `nodes` reads or writes across the memory's order; both sides of such a copy."""
+    """Return the bytes that the loop of `nodes` reads or writes across the memory's order.
+
+    Both sides of such a copy count.
+    """
     moved = [node for node in nodes if _moves_the_innermost(node)]
     values = [value for node in moved for value in tensors_of(ops.fake(node))]
     return 2 * max((tensor_bytes(value, size) for value in values), default=0)
@@ -130,7 +132,8 @@ def _moves_the_innermost(node: fx.Node) -> bool:
 
 
 def _steps(node: fx.Node, size: SizeHint) -> tuple[int, ...]:
-    """The shape that `node` runs over: that of its value, or of what it reduces."""
-    reads = node.all_input_nodes if tagged(node, torch.Tag.reduction) else []
-    values = [value for one in (node, *reads) for value in tensors_of(ops.fake(one))]
+    """Return the shape that `node` runs over: that of its value, or of the operand that it reduces."""
+    values = tensors_of(ops.fake(node))
+    if tagged(node, torch.Tag.reduction):
+        values = [*values, *operand_tensors(node)]
     return max((tuple(map(size, value.shape)) for value in values), key=prod, default=())

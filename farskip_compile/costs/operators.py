@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one operator computes, reads and writes, and how long that takes: the roofline model.
+"""The work of one operator, and its seconds by the roofline model.
 
 In:    a node of an ATen graph, forward or backward, with fake values in `meta["val"]`.
-Out:   an `OpCost`; by a hardware profile, its seconds.
+Out:   an `OpCost`; with a hardware profile, its seconds.
 Never: runs the operator, or installs a guard on a symbolic size.
 
 1. Views, allocations, arithmetic on sizes, inputs and outputs cost nothing. Launches and waits of collectives cost
    nothing here: their time passes on the wire (`collectives`).
-2. A higher-order operator without a formula of its own costs what its bodies cost.
-3. Where there is a FLOP formula (`products`): its FLOPs, and the bytes of inputs and outputs.
+2. A higher-order operator without a formula of its own costs as much as its bodies.
+3. An operator with a FLOP formula (`products`): its FLOPs, and the bytes of inputs and outputs.
 4. Everything else: bytes (`memory`), and the arithmetic of pointwise operators and reductions (`loops`).
 
     seconds = max(arithmetic, traffic) + new pages + launches * launch overhead
@@ -31,7 +31,7 @@ from torch import fx
 from farskip_compile._compat import HigherOrderOperator, OpOverload
 from farskip_compile.costs.fusion import fused_traffic
 from farskip_compile.costs.loops import element_ops
-from farskip_compile.costs.memory import SizeHint, is_free, is_sync, tensors_of, traffic
+from farskip_compile.costs.memory import SizeHint, is_free, is_sync, operand_tensors, tensors_of, traffic
 from farskip_compile.costs.products import count_flops, executed_part, flop_kind, formula_of, is_backward, product_shape
 from farskip_compile.costs.profile import HardwareProfile
 from farskip_compile.passes.graph import comms, ops
@@ -39,48 +39,52 @@ from farskip_compile.passes.graph import comms, ops
 OpKind = Literal["matmul", "attention", "grouped_matmul", "memory", "free", "collective", "wait", "sync", "unknown"]
 
 KNOWN_NAMESPACES = frozenset(["aten", "prims", "inductor", "rngprims", "quantized_decomposed"])
-"""Where an operator without a FLOP formula is known to be bound by memory."""
+"""Namespaces whose operators without a FLOP formula are known to be bound by memory."""
 
 
 @dataclass(frozen=True)
 class OpCost:
-    """What one operator or kernel does."""
+    """The work of one operator or kernel."""
 
     flops: int
     """Floating-point operations as torch counts them: a multiply-add is two, masks are ignored."""
     bytes_read: int
-    """From memory."""
+    """Bytes read from memory."""
     bytes_written: int
-    """To memory."""
+    """Bytes written to memory."""
     dtype: torch.dtype | None
-    """Type of the operands; None for operators that cost nothing."""
+    """The type of the operands; None for operators that cost nothing."""
     kind: OpKind
-    """Which efficiency applies. `sync` reads a number on the host; `unknown` is an operator that torch does not
-    define, counted by its bytes."""
+    """The efficiency that applies; `sync` reads a number on the host.
+
+    `unknown` is an operator that torch does not define, counted by its bytes.
+    """
     launches: int = 1
-    """Kernels started."""
+    """The number of kernels."""
     executed: float = 1.0
-    """Fraction of `flops` that the kernel executes: a causal mask saves half."""
+    """The fraction of `flops` that the kernel executes: a causal mask saves half."""
     element_ops: int = 0
     """Operations of pointwise operators and reductions; not in `flops`, as torch does not count them."""
     shape: tuple[int, int, int] | None = None
-    """(rows, inner, columns) of one product, (queries, keys, width of a head) of attention; None: not known, or several
-    products together."""
+    """(rows, inner, columns) of one product, (queries, keys, width of a head) of attention; None: not known.
+
+    It is also None for several products together.
+    """
     batch: int = 1
-    """How many products of that shape: a batch, the groups, the heads."""
+    """The number of products of that shape: a batch, the groups, the heads."""
     backward: bool = False
-    """Of an attention kernel."""
+    """True for the backward of an attention kernel."""
     transposed_bytes: int = 0
-    """How much of the traffic is across the memory's order."""
+    """The part of the traffic that is across the memory's order."""
     fresh: tuple[int, ...] = ()
-    """Bytes of each large buffer made in memory that nothing has used before."""
+    """Bytes of each large buffer in memory that nothing has used before."""
 
 
 FREE = OpCost(0, 0, 0, None, "free", launches=0)
 
 
 def op_cost(node: fx.Node, size: SizeHint, *, fused: bool = False) -> OpCost:
-    """What `node` computes, reads and writes.
+    """Return the work of `node`.
 
     Args:
         node: of a graph with fake tensors in its metadata.
@@ -93,7 +97,9 @@ def op_cost(node: fx.Node, size: SizeHint, *, fused: bool = False) -> OpCost:
         return dataclasses.replace(FREE, kind="collective")
     formula = formula_of(node) if node.op == "call_function" else None
     if formula is None and isinstance(node.target, HigherOrderOperator) and (bodies := _bodies(node)):
-        costs = [combine(op_cost(inner, size, fused=fused) for inner in body.nodes) for body in bodies]
+        costs = []
+        for body in bodies:
+            costs.append(combine(op_cost(inner, size, fused=fused) for inner in body.nodes))
         return max(costs, key=_size) if node.target.name() == "cond" else combine(costs)
     if is_free(node):
         return FREE
@@ -121,8 +127,7 @@ def op_cost(node: fx.Node, size: SizeHint, *, fused: bool = False) -> OpCost:
 
 
 def combine(costs: Iterable[OpCost]) -> OpCost:
-    """The cost of several operators together, the sum of `costs`; type and kind are those of the one that computes or
-    moves most."""
+    """Return the sum of `costs`; type and kind are those of the operator that computes or moves most."""
     costs = list(costs)
     if not costs:
         return FREE
@@ -130,11 +135,15 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
     products = [cost for cost in costs if cost.flops]
     flops = sum(cost.flops for cost in products)
     alone = products[0] if len(products) == 1 else FREE
-    summed = ("flops", "bytes_read", "bytes_written", "launches", "element_ops", "transposed_bytes")
     return OpCost(
+        flops=flops,
+        bytes_read=sum(cost.bytes_read for cost in costs),
+        bytes_written=sum(cost.bytes_written for cost in costs),
         dtype=main.dtype,
         kind=main.kind,
-        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
+        launches=sum(cost.launches for cost in costs),
+        element_ops=sum(cost.element_ops for cost in costs),
+        transposed_bytes=sum(cost.transposed_bytes for cost in costs),
         executed=sum(cost.flops * cost.executed for cost in costs) / flops if flops else 1.0,
         shape=alone.shape,
         batch=alone.batch,
@@ -144,7 +153,7 @@ def combine(costs: Iterable[OpCost]) -> OpCost:
 
 
 def kernel_cost(costs: Iterable[OpCost], *, bytes_read: int, bytes_written: int) -> OpCost:
-    """The cost of operators that became one kernel, whose true traffic is known after fusion.
+    """Return the cost of operators that became one kernel, whose true traffic is known after fusion.
 
     Args:
         costs: of the operators.
@@ -159,14 +168,13 @@ def _size(cost: OpCost) -> tuple[float, int, int]:
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
-    """Type of the first floating-point operand, else of the first tensor that there is."""
-    operands = [value for arg in node.all_input_nodes for value in tensors_of(ops.fake(arg))]
-    tensors = [*operands, *tensors_of(ops.fake(node))]
+    """Return the type of the first floating-point operand, else of the first tensor."""
+    tensors = [*operand_tensors(node), *tensors_of(ops.fake(node))]
     return next((value.dtype for value in tensors if value.is_floating_point()), tensors[0].dtype if tensors else None)
 
 
 def _bodies(node: fx.Node) -> list[fx.Graph]:
-    """Graphs that a higher-order operator runs."""
+    """Return the graphs that a higher-order operator runs."""
     owner = node.graph.owning_module
     if owner is None:
         return []
@@ -175,18 +183,20 @@ def _bodies(node: fx.Node) -> list[fx.Graph]:
 
 
 def tf32_allowed() -> bool:
-    """Whether float32 products may use TF32 now, whichever of PyTorch's settings has said so. The one that is older,
-    `allow_tf32`, raises once another one was used."""
+    """Return whether float32 products may use TF32 now, by whichever of PyTorch's settings.
+
+    The older setting, `allow_tf32`, raises once another one was used.
+    """
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Seconds of one operator or kernel.
+    """Return the seconds of one operator or kernel.
 
     Args:
         cost: of `op_cost` or `kernel_cost`.
         profile: the hardware.
-        tf32: float32 products may use TF32, where the hardware has it.
+        tf32: float32 products may use TF32, if the hardware has it.
     """
     if cost.kind == "sync" and profile.sync_seconds is not None:
         return profile.sync_seconds
@@ -199,7 +209,7 @@ def op_seconds(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) ->
 
 
 def flop_rate(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """FLOP/s that a kernel attains."""
+    """Return the FLOP/s that a kernel attains."""
     if profile.curves is not None and cost.shape is not None and min(cost.shape) > 0:
         kind = "attention_backward" if cost.backward else cost.kind
         curve = profile.curves.of(kind, _type_name(cost.dtype, profile, tf32=tf32))
@@ -210,13 +220,13 @@ def flop_rate(cost: OpCost, profile: HardwareProfile, *, tf32: bool = False) -> 
 
 
 def peak_flops(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: bool = False) -> float:
-    """Peak FLOP/s for operands of `dtype`; that of float32 where the profile has none."""
+    """Return the peak FLOP/s for operands of `dtype`; that of float32 if the profile has none."""
     name = _type_name(dtype, profile, tf32=tf32)
     return getattr(profile.peak_flops, name, None) or profile.peak_flops.float32
 
 
 def _type_name(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: bool) -> str:
-    """The name under which a profile has the figures of `dtype`."""
+    """Return the name under which a profile has the figures of `dtype`."""
     name = str(dtype).removeprefix("torch.")
     if name.startswith("float8"):
         return "float8"
@@ -224,7 +234,7 @@ def _type_name(dtype: torch.dtype | None, profile: HardwareProfile, *, tf32: boo
 
 
 def _traffic(cost: OpCost, profile: HardwareProfile) -> float:
-    """Seconds of reading and writing."""
+    """Return the seconds of reading and writing."""
     moved = cost.bytes_read + cost.bytes_written
     curves, scalar = profile.curves, profile.memory_bandwidth * profile.efficiency.memory
     if moved == 0 or curves is None or curves.memory is None:

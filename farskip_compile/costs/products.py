@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many floating-point operations a product takes, by torch's own formulas, and its sizes.
+"""The floating-point operations and the sizes of a product, by torch's own formulas.
 
 In:    a node of an ATen graph with fake values in `meta["val"]`.
-Out:   FLOPs, the kind of kernel, the fraction of the FLOPs that it executes; how many products of which (rows, inner,
-       columns), or heads of which (queries, keys, width), by which the measured rate is looked up.
+Out:   FLOPs, the kind of kernel, the fraction of the FLOPs that it executes; and for the lookup of a measured rate the
+       number of products with their (rows, inner, columns), or of heads with their (queries, keys, width).
 Never: hands a symbolic size to a formula or a comparison, which would install guards: the caller's `size` turns each
        into a number first.
 
 Formulas are torch's (`torch.utils.flop_counter`), plus `EXTRA` for operators that torch does not count: attention on
 the CPU, grouped products, matrix-vector products.
 
-Every known product has two factors among its operands; which two (`FACTORS`), and which of their sizes is what, depends
-on the operator. An operator that is not known here has no shape, and costs by the scalar efficiency.
+Every known product has two factors among its operands. Their positions (`FACTORS`), and the meaning of their sizes,
+depend on the operator. An unknown operator has no shape, and costs by the scalar efficiency.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ Shape3 = tuple[int, int, int]
 
 
 class ShapeTensor(tuple[int, ...]):
-    """Stands for a tensor in a formula: some formulas take shapes, others take tensors and ask for their shape."""
+    """A stand-in for a tensor in a formula: some formulas take shapes, others ask tensors for their shape."""
 
     device = torch.device("meta")
 
     @property
     def shape(self) -> ShapeTensor:
-        """Itself."""
+        """The shape, which is the stand-in itself."""
         return self
 
     def size(self, dim: int) -> int:
-        """Length of one dimension."""
+        """Return the length of one dimension."""
         return self[dim]
 
 
 def formula_of(node: fx.Node) -> Callable[..., Any] | None:
-    """The FLOP formula of the operator that `node` calls, if there is one."""
+    """Return the FLOP formula of the operator that `node` calls, if there is one."""
     target = node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target
     return EXTRA.get(ops.op_name(node)) or flop_registry.get(target)
 
 
 def count_flops(node: fx.Node, formula: Callable[..., Any], size: SizeHint) -> int:
-    """FLOPs of `node`.
+    """Return the FLOPs of `node`.
 
-    Formulas assert that sizes fit. Where estimates of data-dependent sizes do not, all that is known is counted: each
-    element of the result is a dot product along the last dimension of the first operand.
+    Formulas assert that sizes fit. If estimates of data-dependent sizes do not, the known sizes count: each element of
+    the result is a dot product along the last dimension of the first operand.
     """
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: shapes(ops.fake(arg), size))
     out = shapes(ops.fake(node), size)
@@ -77,7 +77,7 @@ def count_flops(node: fx.Node, formula: Callable[..., Any], size: SizeHint) -> i
 
 
 def flop_kind(node: fx.Node) -> FlopKind:
-    """Which efficiency of a profile applies."""
+    """Return the efficiency of a profile that applies."""
     name = ops.op_name(node)
     if "attention" in name or "attn" in name:
         return "attention"
@@ -85,11 +85,11 @@ def flop_kind(node: fx.Node) -> FlopKind:
 
 
 def executed_part(node: fx.Node, keys: int | None) -> float:
-    """Fraction of the FLOPs that an attention executes: kernels skip what a causal mask hides.
+    """Return the fraction of the FLOPs that an attention executes: kernels skip what a causal mask hides.
 
-    That is a half where queries and keys are equally many. The kernel for CPUs skips whole blocks of keys (None: their
-    number is not known), so that it gains nothing up to the size of one, and a third at three (measured, forward and
-    backward: 0.69). Whatever has no causal mask executes all.
+    That is a half for equally many queries and keys. The kernel for CPUs skips whole blocks of keys (None: their number
+    is not known), so that it gains nothing up to the size of one, and a third at three (measured, forward and backward:
+    0.69). Operators without a causal mask execute all.
     """
     target = node.target
     if not isinstance(target, OpOverload):
@@ -105,7 +105,7 @@ def executed_part(node: fx.Node, keys: int | None) -> float:
 
 
 def shapes(value: Any, size: SizeHint) -> Any:
-    """`value` with tensors as shapes and symbolic numbers as numbers."""
+    """Return `value` with tensors as shapes and symbolic numbers as numbers."""
     if isinstance(value, torch.Tensor):
         return ShapeTensor(size(length) for length in value.shape)
     if isinstance(value, torch.SymInt):
@@ -114,12 +114,12 @@ def shapes(value: Any, size: SizeHint) -> Any:
 
 
 def _grouped(a: ShapeTensor, b: ShapeTensor, *_: Any, **__: Any) -> int:
-    """[T, K] by [G, K, N]: rows by weights; [G, M, K] by [K, T]; [M, T] by [T, N]: a weight gradient; or a batch."""
+    """Count [T, K] by [G, K, N] (rows by weights), [G, M, K] by [K, T], [M, T] by [T, N] (a gradient), or a batch."""
     return 2 * prod(a if len(a) == 2 or len(b) == 3 else a[1:]) * b[-1]
 
 
 def _row_by_row(x: ShapeTensor, *_: Any, out_val: ShapeTensor, **__: Any) -> int:
-    """Each element of the result is a dot product along the last dimension of an operand, here the first."""
+    """Count a dot product along the last dimension of the first operand for each element of the result."""
     return 2 * prod(out_val) * x[-1]
 
 
@@ -133,18 +133,18 @@ EXTRA: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("_addmm_activation", "addmv"), lambda _, a, *__, out_val, **___: _row_by_row(a, out_val=out_val)),
     "addbmm": lambda _, a, b, *__, **___: 2 * prod(a) * b[-1],
 }
-"""Formulas of operators that have none in torch's registry, by the name that `ops.op_name` gives them."""
+"""Formulas of operators that have none in torch's registry, by the name from `ops.op_name`."""
 
 
 FACTORS = {
     **dict.fromkeys(("mm", "bmm", "mv", *LINEAR, "_scaled_mm", "_scaled_mm_v2", "_int_mm", *GROUPED), 0),
     **dict.fromkeys(("addmm", "baddbmm", "addmv", "_addmm_activation"), 1),
 }
-"""By operator, the position of its first factor; the second one follows it."""
+"""The position of the first factor, by operator; the second factor follows."""
 
 
 def product_shape(node: fx.Node, size: SizeHint) -> tuple[int, Shape3 | None]:
-    """(how many products, the sizes of one); (1, None) if the operator is not known here."""
+    """Return (the number of products, the sizes of one); (1, None) for an unknown operator."""
     name = ops.op_name(node)
     if "attention" in name or "attn" in name:
         return _attention(node, size)
@@ -166,12 +166,12 @@ def product_shape(node: fx.Node, size: SizeHint) -> tuple[int, Shape3 | None]:
 
 
 def is_backward(node: fx.Node) -> bool:
-    """Whether `node` is the backward of an attention kernel, which has a rate of its own."""
+    """Return whether `node` is the backward of an attention kernel, which has a rate of its own."""
     return "backward" in ops.op_name(node)
 
 
 def _attention(node: fx.Node, size: SizeHint) -> tuple[int, Shape3 | None]:
-    """Query and key are the first operands of four dimensions; of a backward the gradient comes before them."""
+    """Return heads and sizes; query and key are the first operands of four dimensions, after a backward's gradient."""
     found = [value for arg in node.args if (value := _lengths(arg, size)) and len(value) == 4]
     query, key = found[1:3] if is_backward(node) and len(found) > 2 else (*found[:2], (), ())[:2]
     if not query or not key:
@@ -180,7 +180,7 @@ def _attention(node: fx.Node, size: SizeHint) -> tuple[int, Shape3 | None]:
 
 
 def _groups(first: tuple[int, ...], second: tuple[int, ...], out: tuple[int, ...]) -> tuple[int, Shape3]:
-    """Groups split whichever dimension is not stacked."""
+    """Return groups and sizes; groups split whichever dimension is not stacked."""
     if len(first) == 3:  # [G, M, K] by [K, T] or a batch
         groups = first[0]
         return groups, (first[1], first[2], out[-1] if len(second) == 3 else max(out[-1] // groups, 1))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of one kind of hardware, how they are read from and written to JSON, and which of them fit a device.
+"""The figures of one kind of hardware, their form in JSON, and the choice of a profile for a device.
 
-In:    a JSON file, figures that somebody measured, or the name of a profile that comes with the package.
+In:    a JSON file, measured figures, or the name of a profile that comes with the package.
 Out:   an immutable `HardwareProfile`, checked: nothing unknown, nothing missing, everything in range, every figure with
        a source. A device that no profile knows gets a stand-in and a warning.
 Never: looks at the machine it runs on. A profile is data, so that all ranks can share one and decide alike.
 
-Units everywhere: seconds, bytes, FLOP/s, bytes/s. A peak is what a data sheet says; an efficiency is the fraction of it
-that a well-shaped call attains. Costs use their product.
+Units everywhere: seconds, bytes, FLOP/s, bytes/s. A peak is the figure of a data sheet; an efficiency is the fraction
+of the peak that a well-shaped call attains. Costs use their product.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.text_utils import did_you_mean, shortened
 
 SCHEMA = 2
-"""Version of the JSON format that is written."""
+"""The version of the JSON format that is written."""
 READABLE = (1, SCHEMA)
-"""Versions that are read: 1 had no curves, and nothing else that it lacks is needed."""
+"""Versions that are read: 1 had no curves, and lacks nothing else."""
 
 MAY_BE_ZERO = ("step_latency", "launch_seconds", "sync_seconds", "interference", "duplex")
 LEAST, MOST, MOST_SECONDS, MOST_RANKS = 1e-15, 1e24, 1e6, 100_000
-"""What a figure may be: far beyond any hardware, and so that no product of some of them is too large for a float."""
+"""Bounds of a figure, far beyond any hardware, within which no product of several figures overflows a float."""
 
 SHIPPED = resources.files("farskip_compile.costs") / "profiles"
 CPU = "cpu-gloo"
@@ -50,7 +50,7 @@ class PeakFlops:
     """Dense peak of matrix products in FLOP/s, by input type; None: the hardware has no unit for it."""
 
     float32: float
-    """Without TF32."""
+    """The peak without TF32."""
     float64: float | None = None
     """None: no unit for it."""
     tfloat32: float | None = None
@@ -58,11 +58,11 @@ class PeakFlops:
     bfloat16: float | None = None
     """None: no unit for it."""
     float16: float | None = None
-    """Likewise."""
+    """None: no unit for it."""
     float8: float | None = None
     """Any 8-bit floating-point format."""
     int8: float | None = None
-    """In operations per second."""
+    """The peak in operations per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Efficiency:
     grouped_matmul: float
     """One matrix product per expert in one kernel."""
     memory: float
-    """Of the memory's bandwidth."""
+    """The fraction of the memory's bandwidth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,39 +90,45 @@ class PerCollective:
     all_gather: float
     """Sequence parallelism, sharded parameters."""
     reduce_scatter: float
-    """Likewise, and sharded gradients."""
+    """Sequence parallelism, sharded gradients."""
     broadcast: float
-    """Also sends from one rank to another."""
+    """Broadcasts, and sends from one rank to another."""
 
     def of(self, kind: CollectiveKind) -> float:
-        """The figure of `kind`."""
+        """Return the figure of `kind`."""
         value: float = getattr(self, kind)
         return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """What connects the ranks: alpha and beta of `collective_seconds`."""
+    """The connection of the ranks: alpha and beta of `collective_seconds`."""
 
     bandwidth: float
     """Peak bytes/s that one rank can send, in one direction, while it receives as much."""
     efficiency: PerCollective
     """Fraction of the bandwidth that a large collective attains, in (0, 1]."""
     latency: PerCollective
-    """Seconds that a collective takes however small it is, from launch to completion."""
+    """Seconds of a collective however small, from launch to completion."""
     step_latency: float
     """Seconds that each further step of the algorithm adds (ring: one hop)."""
     peer_bandwidth: float | None = None
-    """Bytes/s to any one peer, where ranks are wired in pairs (a mesh): a small group then has only a part of
-    `bandwidth`. None: a switch, so that two ranks have all of it."""
+    """Bytes/s to any one peer of ranks that are wired in pairs (a mesh); None: a switch.
+
+    A small group then has only a part of `bandwidth`. Behind a switch two ranks have all of it.
+    """
     interference: float | None = None
-    """Compute takes (1 + this) times as long while a collective of this link is in flight. None: not measured."""
+    """The fraction by which compute takes longer while a collective of this link is in flight. None: not measured."""
     duplex: float | None = None
-    """For an all-to-all in which a rank sends and receives unequal amounts: 1 if both directions move at once, so that
-    the larger one counts; 0 if they alternate, so that their sum does; in [0, 1]. None: not measured, 1."""
+    """1 if both directions of an uneven all-to-all move at once, 0 if they alternate; in [0, 1].
+
+    At once, the larger one counts; alternating, their sum. None: not measured, 1.
+    """
     correction: ByType | None = field(default=None, hash=False)
-    """By kind of collective: seconds measured / seconds of the formula, by (ranks, bytes). Only for the kinds for
-    which the formula is off."""
+    """Seconds measured / seconds of the formula, by kind of collective and (ranks, bytes).
+
+    Only kinds for which the formula is off have a correction.
+    """
 
     def __post_init__(self) -> None:
         for kind, curve in (self.correction or {}).items():
@@ -134,7 +140,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class HardwareProfile:
-    """What one kind of hardware can do.
+    """The abilities of one kind of hardware.
 
     Raises:
         ConfigError: a figure out of range or without a source.
@@ -147,25 +153,25 @@ class HardwareProfile:
     devices: tuple[str, ...]
     """Regular expressions, case ignored, found in the device names that this profile is for."""
     peak_flops: PeakFlops
-    """What matrix products could attain."""
+    """The peak of matrix products."""
     efficiency: Efficiency
-    """What they do attain, and memory."""
+    """The attained fraction of that peak, and of the memory's."""
     memory_bandwidth: float
     """Peak bytes/s, reads and writes together."""
     element_rate: float
     """Elementwise operations/s that fused loops attain (as `OpCost.element_ops` counts them)."""
     launch_seconds: float
-    """Added to each kernel: the gap between two kernels, or the call of one."""
+    """Seconds added to each kernel: the gap between two kernels, or the call of one."""
     ranks_per_node: int
     """Ranks that share `intra_node`; others are reached by `inter_node`."""
     intra_node: Link
-    """Between ranks of one node."""
+    """The link between ranks of one node."""
     inter_node: Link
-    """Between nodes, for each rank alone."""
+    """The link between nodes, for each rank alone."""
     sources: Mapping[str, str] = field(hash=False)
-    """Where each figure is from. Keys are dotted paths; a key also covers everything below it."""
+    """The source of each figure, by dotted path; a path also covers everything below it."""
     curves: Curves | None = None
-    """Rates by size, which then count instead of the efficiencies. None: not measured."""
+    """Rates by size, which count instead of the efficiencies. None: not measured."""
     sync_seconds: float | None = None
     """Reading a number on the host, besides the wait for the kernels before it. None: as a launch."""
 
@@ -199,19 +205,19 @@ class HardwareProfile:
         raise ConfigError(f"hardware profile {self.name!r}: {reason}", way_out=way_out)
 
     def source(self, path: str) -> str | None:
-        """Where the figure at `path` (`"intra_node.latency.all_to_all"`) is from."""
+        """Return the source of the figure at `path` (`"intra_node.latency.all_to_all"`)."""
         return next((self.sources[prefix] for prefix in _prefixes(path) if prefix in self.sources), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` makes an equal profile of it."""
+        """Return plain data, of which `from_json` makes an equal profile."""
         return {"schema": SCHEMA, **encode(self)}
 
     @classmethod
     def from_json(cls, data: object, *, origin: str = "hardware profile") -> HardwareProfile:
-        """A profile of plain data.
+        """Return the profile of plain data.
 
         Args:
-            data: what `to_json` returned, or the content of a file.
+            data: the result of `to_json`, or the content of a file.
             origin: where it is from, for messages.
 
         Raises:
@@ -243,18 +249,18 @@ class HardwareProfile:
         return cls.from_json(data, origin=f"hardware profile {str(path)!r}")
 
     def digest(self) -> str:
-        """Hash of all figures (not of names and sources): equal digests give equal costs."""
+        """Return a hash of all figures, without names and sources: equal digests give equal costs."""
         text = json.dumps([*figures(self), ["ranks_per_node", self.ranks_per_node]])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def profiles() -> list[str]:
-    """Names of the shipped profiles."""
+    """Return the names of the shipped profiles."""
     return sorted(entry.name.removesuffix(".json") for entry in SHIPPED.iterdir() if entry.name.endswith(".json"))
 
 
 def load_profile(name_or_path: str | Path) -> HardwareProfile:
-    """A shipped profile by name, or one from a JSON file.
+    """Return a shipped profile by name, or one from a JSON file.
 
     Args:
         name_or_path: one of `profiles()`, or the path of a file that `HardwareProfile.save` wrote.
@@ -273,7 +279,7 @@ def load_profile(name_or_path: str | Path) -> HardwareProfile:
 
 
 def default_profile(device_type: str, device_name: str = "") -> HardwareProfile:
-    """The shipped profile for a device; a stand-in with a warning if none fits.
+    """Return the shipped profile for a device; a stand-in with a warning if none fits.
 
     Args:
         device_type: `"cpu"`, `"cuda"` (also AMD), ...
@@ -298,7 +304,7 @@ def default_profile(device_type: str, device_name: str = "") -> HardwareProfile:
 
 
 def figures(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of a profile that is not None, curves included, as (dotted path, value)."""
+    """Yield every float of a profile that is not None, curves included, as (dotted path, value)."""
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(part, float):
         yield path, part
@@ -313,13 +319,13 @@ def figures(part: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _short(number: float) -> str:
-    """`3.35e+12` for people to read, if that is the same number."""
+    """Return `3.35e+12` for people to read, if that is the same number."""
     text = f"{number:.6g}"
     return text if float(text) == number else repr(number)
 
 
 def _prefixes(path: str) -> Iterator[str]:
-    """`a.b.c`, `a.b`, `a`."""
+    """Yield `a.b.c`, `a.b`, `a`."""
     while path:
         yield path
         path = path.rpartition(".")[0]

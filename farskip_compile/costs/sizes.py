@@ -5,9 +5,9 @@ In:    an ATen graph, forward or backward.
 Out:   a function from sizes to numbers.
 Never: installs a guard, or changes the graph; its shape environment gets the estimates if `tell_inductor` is called.
 
-Sizes that come from inputs have the values of the example inputs. Sizes that depend on data (the rows that experts
-get) have none, and are estimated:
-1. A symbol with a hint has that value: the user's, or in a backward graph what the forward graph gave to Inductor.
+Sizes of inputs have the values of the example inputs. Sizes that depend on data (the rows of the experts) have none,
+and are estimated:
+1. A symbol with a hint has that value: the user's, or in a backward graph the forward graph's hint to Inductor.
 2. An equality that the program asserts at run time, such as `u0 + u1 + u2 = 4 s0`, is divided evenly among its
    unknown symbols.
 3. An all-to-all with split lists: the side whose rows are known is that of the tokens, which are divided evenly among
@@ -33,7 +33,7 @@ from farskip_compile.costs.memory import NodeBytes, tensors_of
 from farskip_compile.passes.graph import comms, ops
 
 FALLBACK = 4096
-"""Rows that are assumed where nothing is known."""
+"""Rows of a size about which nothing is known."""
 
 
 _Side = tuple[sympy.Expr, tuple[sympy.Expr, ...]]
@@ -41,11 +41,11 @@ _Side = tuple[sympy.Expr, tuple[sympy.Expr, ...]]
 
 
 class SizeHints(NodeBytes):
-    """Callable: a size to a number.
+    """A callable that turns a size of a graph into a number.
 
     Args:
         graph: its exchanges say how data-dependent sizes are estimated.
-        fallback: the number for a size that nothing is known about.
+        fallback: the number for a size about which nothing is known.
         imbalance: rows that the fullest rank gets in a dispatch, over the mean.
     """
 
@@ -60,7 +60,7 @@ class SizeHints(NodeBytes):
         self._learn([pair for node in ops.calls(graph, comms.is_all_to_all) if (pair := self._exchange(node))])
 
     def __call__(self, length: int | torch.SymInt | sympy.Expr) -> int:
-        """The number that stands for `length`, a size of the graph or an expression of its symbols; never negative."""
+        """Return the number for `length`, a size or an expression of the graph's symbols; never negative."""
         if type(length) is int:
             return length
         expr = self._sizes.expression(length)
@@ -71,8 +71,8 @@ class SizeHints(NodeBytes):
     def tell_inductor(self) -> None:
         """Give Inductor the estimates of this graph's sizes that depend on data, as hints.
 
-        It would count such tensors as empty: when it orders kernels for less memory, and when it keeps the block of a
-        dead tensor for a later one, which is free if nothing else seems to be alive.
+        Inductor counts such tensors as empty otherwise: when it orders kernels for less memory, and when it keeps the
+        block of a dead tensor for a later one, which is free if nothing else seems to be alive.
         """
         if not self._sizes.depend_on_data():
             return
@@ -106,7 +106,7 @@ class SizeHints(NodeBytes):
             self._share(splits, sympy.Integer(self.fallback))
 
     def _share(self, parts: Sequence[sympy.Expr], total: sympy.Expr, times: float = 1.0) -> bool:
-        """Divide `times` `total` among the unknown symbols of the sum of `parts`; whether any became known.
+        """Divide `times` `total` among the unknown symbols of the sum of `parts`; return whether any became known.
 
         Nothing happens if `total` has unknown symbols itself, or an unknown symbol is in more than a plain term.
         """
@@ -128,7 +128,7 @@ class SizeHints(NodeBytes):
         return all(symbol in self._numbers for symbol in expr.free_symbols)
 
     def _exchange(self, node: fx.Node) -> tuple[_Side, _Side] | None:
-        """(input, output) of an all-to-all; None if it has no split lists."""
+        """Return (input, output) of an all-to-all; None if it has no split lists."""
         if len(node.args) < 3:
             return None
         tensor, output_splits, input_splits = node.args[:3]
@@ -144,7 +144,7 @@ class SizeHints(NodeBytes):
 
 
 def _lengths(value: object) -> Iterator[Any]:
-    """Every size in the value of a node."""
+    """Yield every size in the value of a node."""
     if isinstance(value, torch.SymInt):
         yield value
     for tensor in tensors_of(value):
@@ -152,7 +152,7 @@ def _lengths(value: object) -> Iterator[Any]:
 
 
 def _terms(parts: Sequence[sympy.Expr]) -> Iterator[tuple[sympy.Expr, sympy.Expr]]:
-    """(term, factor) of the sum of `parts`, in an order that does not depend on hashes."""
+    """Yield (term, factor) of the sum of `parts`, in an order that does not depend on hashes."""
     for part in parts:
         terms = sympy.Add.make_args(sympy.expand(part))
         pairs = [term.as_coeff_Mul()[::-1] for term in terms]

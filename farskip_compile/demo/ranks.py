@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from farskip_compile.compiler.backend import backend
-from farskip_compile.compiler.ranks.leave import leaving
+from farskip_compile.compiler.ranks.process_group import leaving_process_group
 from farskip_compile.demo.overlap import OverlapCase, run_overlap
 from farskip_compile.demo.results import Check, DemoCase
 from farskip_compile.models import FarSkipForm, ParallelConfig, build
@@ -108,7 +108,7 @@ def rank_main(cases: Sequence[RankCase | OverlapCase], folder: str, pipes: Seque
         if world.rank() == 0:
             pipe.send(f"{case.title}: {phase}")
 
-    with leaving():
+    with leaving_process_group():
         for case in cases:
             if isinstance(case, OverlapCase):
                 pipe.send(run_overlap(case, world, folder, partial(tell, case)))

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from farskip_compile.demo.results import Check, Demo, DemoCase, DemoComparison, bits, number
-from farskip_compile.measure.profiling.page import pieces
+from farskip_compile.measure.profiling.page import template_context
 from farskip_compile.measure.profiling.text import percent, time_text
 from farskip_compile.passes.residual.table import Table as Wiring
 from farskip_compile.tools.explain import layout, pages, text
@@ -44,7 +44,7 @@ def case_lines(case: DemoCase | DemoComparison, console: Console) -> RenderableT
 def closing(demo: Demo, report: Path) -> RenderableType:
     """The verdict, and where the report is."""
     verdict = Text(f"\n{'PASS' if demo.passed else 'FAIL'}: ", style=STYLES[demo.passed])
-    verdict.append(f"{demo.verdict()}, {demo.seconds:.0f} s", style="default")
+    verdict.append(f"{demo.verdict}, {demo.seconds:.0f} s", style="default")
     lines = [verdict, Text(f"report: {report}")]
     if demo.overlap is not None and demo.overlap.variants:
         lines.append(Text("traces of both ranks, each for `farskip overlap` and for ui.perfetto.dev:"))
@@ -100,7 +100,7 @@ def _difference(equal: bool | None, difference: float | None) -> str:
 
 def page(demo: Demo) -> str:
     """The whole document."""
-    helpers = {"svg": pages, "layout": layout, "number": number, "bits": bits, "beside": _beside, **pieces()}
+    helpers = {"svg": pages, "layout": layout, "number": number, "bits": bits, "beside": _beside, **template_context()}
     return str(pages.render("demo.html.j2", demo=demo, **helpers))
 
 

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from farskip_compile.base.json_files import replacing
+from farskip_compile.base.json_files import JsonRecord, replacing
 from farskip_compile.measure.profiling import OverlapReport
 from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.records.schedule import ScheduleReport
@@ -35,23 +35,15 @@ LEAST_CHANGE = 1e-3
 """The rewired model must differ from the plain one by at least this much, or nothing was rewired."""
 
 
-class _Result(ABC):
-    """What passes or does not, as JSON."""
+class _Result(JsonRecord, ABC):
+    """A result that passes or does not."""
+
+    ALSO_WRITTEN: ClassVar[tuple[str, ...]] = ("passed",)
 
     @property
     @abstractmethod
     def passed(self) -> bool:
         """Whether it is as it should be."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**{name: _plain(value) for name, value in vars(self).items()}, "passed": self.passed}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return value.to_json() if hasattr(value, "to_json") else value
 
 
 @dataclass(frozen=True)
@@ -109,8 +101,11 @@ class DemoCase(DemoPart):
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to compile the model, over all ranks."""
+class Variant(JsonRecord):
+    """One way to compile the model, over all ranks; in JSON, times in nanoseconds, means over the ranks."""
+
+    ALSO_WRITTEN = ("passed", "communication_ns", "exposed_ns", "duration_ns")
+    NOT_WRITTEN = ("trace",)
 
     name: str
     report: OverlapReport
@@ -154,19 +149,8 @@ class Variant:
         return None if after is None else 1e9 * after.exposed_seconds
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`; times in nanoseconds, means over the ranks."""
-        return {
-            "name": self.name,
-            "passed": self.passed,
-            "difference": self.difference,
-            "communication_ns": self.communication_ns,
-            "exposed_ns": self.exposed_ns,
-            "overlap": self.report.total.fraction,
-            "duration_ns": self.duration_ns,
-            "predicted": None if self.predicted is None else self.predicted.to_json(),
-            "trace": self.trace_name,
-            "report": self.report.to_json(),
-        }
+        """Return plain data for `json.dumps`; in place of the trace, the name of its file."""
+        return {**super().to_json(), "overlap": self.report.total.fraction, "trace": self.trace_name}
 
 
 @dataclass(frozen=True)
@@ -204,7 +188,9 @@ class DemoComparison(DemoPart):
 
 @dataclass(frozen=True)
 class Demo(_Result):
-    """All of it."""
+    """All parts of the demo and their verdict."""
+
+    ALSO_WRITTEN = ("passed", "verdict")
 
     cases: tuple[DemoCase, ...]
     seconds: float
@@ -229,8 +215,9 @@ class Demo(_Result):
         """Whether no case failed and at least one passed."""
         return not self.failed and any(case.passed for case in self.cases)
 
+    @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         checks = [check for case in self.cases for check in case.checks]
         good = sum(check.passed for check in checks)
         skipped = sum(part.skipped for part in self.parts)
@@ -238,10 +225,6 @@ class Demo(_Result):
         if self.failed:
             text += f"; failed: {', '.join(case.title for case in self.failed)}"
         return text + (f"; {skipped} part{'s' if skipped > 1 else ''} skipped" if skipped else "")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**super().to_json(), "verdict": self.verdict()}
 
 
 def over_ranks(per_rank: Sequence[DemoCase]) -> DemoCase:

@@ -25,9 +25,10 @@ ORIGINAL, COPIES = "original_module", "modules_to_save"
 
 
 def names_without_adapters(model: nn.Module) -> dict[str, str | None]:
-    """Each name of a parameter of `model`, and the name that it has in the model without adapters.
+    """Map each name of a parameter of `model` to its name in the model without adapters.
 
-    None: it is an adapter's own. A copy that is trained in the place of a module has the name of what it stands for.
+    None stands for a parameter of an adapter. A copy that is trained in the place of a module has the name of its
+    original.
     """
     places = {name: inner for name, module in model.named_modules(remove_duplicate=False) if (inner := _inner(module))}
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
@@ -35,7 +36,10 @@ def names_without_adapters(model: nn.Module) -> dict[str, str | None]:
 
 
 def without_adapters(names: Iterable[str], known: Collection[str]) -> dict[str, str | None]:
-    """See the module's contract; a name that is neither is left out."""
+    """Map names of a graph that are not `known` to the known names they stand for.
+
+    None stands for a parameter of an adapter; a name that is neither is left out.
+    """
     names = list(names)
     strange = [name for name in names if name not in known]
     found: dict[str, str | None] = {}
@@ -57,8 +61,10 @@ def without_adapters(names: Iterable[str], known: Collection[str]) -> dict[str, 
 
 
 def _shorter(parts: list[str], more: int) -> Iterable[tuple[str, str]]:
-    """Each prefix of a name, and the name without the components that follow the prefix: so many `more`, or one and
-    its repetitions."""
+    """Yield each prefix of a name, and the name without `more` components behind that prefix.
+
+    Of one component, its repetitions are left out as well.
+    """
     for start in range(1, len(parts) - more):
         end = start + more
         while more == 1 and end < len(parts) - 1 and parts[end] == parts[start]:
@@ -67,7 +73,7 @@ def _shorter(parts: list[str], more: int) -> Iterable[tuple[str, str]]:
 
 
 def _inner(module: nn.Module) -> str:
-    """Where a module of PEFT keeps the one in whose place it is; empty: it is in nobody's place."""
+    """Return the attribute in which a module of PEFT keeps the module that it replaces; empty for other modules."""
     if "peft" not in sys.modules:
         return ""
     from peft import PeftMixedModel, PeftModel
@@ -86,7 +92,7 @@ def _inner(module: nn.Module) -> str:
 
 
 def _outside(name: str, places: dict[str, str]) -> str | None:
-    """The name without the components that lead into what is in each of `places`; None: it leads elsewhere."""
+    """Return the name without the components that adapters in `places` added; None: a parameter of an adapter."""
     parts = name.split(".")
     kept: list[str] = []
     at = 0

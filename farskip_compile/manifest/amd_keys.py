@@ -36,12 +36,12 @@ MOST = 10**9
 
 
 def has_amd_keys(config: Mapping[str, Any]) -> bool:
-    """Whether AMD's keys are in a configuration; an object under `farskip` is a manifest of ours."""
+    """Return whether AMD's keys are in a configuration; an object under `farskip` is a manifest of ours."""
     return any(key in config for key in AMD_KEYS) and not isinstance(config.get(SWITCH), Mapping)
 
 
 def from_amd_keys(config: Mapping[str, Any], origin: str = "the configuration") -> Manifest:
-    """The connectivity and the layers that AMD's keys in a `config.json` ask for.
+    """Return the manifest with the connectivity and the layers that AMD's keys in a `config.json` ask for.
 
     Args:
         config: the parsed file; its number of layers decides what a range comes to.
@@ -71,7 +71,7 @@ def from_amd_keys(config: Mapping[str, Any], origin: str = "the configuration") 
 
 
 def _range(first: int, last: int, config: Mapping[str, Any], origin: str) -> LayerRange:
-    """The range in our terms: None for all layers."""
+    """Return the range as `FarSkipConfig` takes it: None for all layers."""
     count = _number_of_layers(config)
     if count is not None:
         last = min(last, count - 1)
@@ -110,7 +110,7 @@ def _boolean(config: Mapping[str, Any], key: str, origin: str) -> bool:
 
 
 def _layer(config: Mapping[str, Any], key: str, default: int, origin: str) -> int:
-    """A layer; AMD's own default for the last one is written 1e4, so whole floats are taken."""
+    """Return the index of a layer; AMD's own default for the last one is written 1e4, so whole floats are taken."""
     value = config.get(key, default)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= MOST or value != int(value):

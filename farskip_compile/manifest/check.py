@@ -117,7 +117,7 @@ def _check_rows(manifest: Manifest, table: Table) -> None:
 
 
 def _row_difference(manifest: Manifest, theirs: SubBlock | None, table: Table, row: SubBlock) -> str:
-    """What is different, with both values; empty if nothing is."""
+    """Return the first difference between two rows, with both values; empty if they are equal."""
     known = manifest.table
     if theirs is None:
         return f"the model has a sub-block {_described(row)} after the {len(known.rows)} of {manifest}"
@@ -139,14 +139,17 @@ def _described(row: SubBlock) -> str:
 
 
 def _same_terms(known: Table, theirs: TermSet, table: Table, ours: TermSet) -> bool:
-    """Equal sets of names. The order of terms is that of the graph, and another kernel may change it."""
+    """Return whether two sets have the same names.
+
+    The order of terms is that of the graph, and another kernel may change it.
+    """
     if theirs == ours and all(known.terms[low:high] == table.terms[low:high] for low, high in ours.intervals):
         return True
     return set(known.names(theirs)) == set(table.names(ours))
 
 
 def _of_one_name(manifest: Manifest, known: ParameterFingerprint, graph: GraphParameters) -> GraphParameters:
-    """The parameters of `graph` that go by a name of the manifest's."""
+    """Return the parameters of `graph` whose names are in the manifest."""
     aligned = align(tuple(graph.shapes), known.shapes)
     shapes = {name: shape for name, shape in graph.shapes.items() if aligned(name) in known.shapes}
     if not shapes:
@@ -215,8 +218,10 @@ def _unknown(
 
 
 def _fits(shape: GraphShape, whole: ParameterShape, ranks: int, multiple: int) -> bool:
-    """Return whether a parameter of shape `whole` may have `shape` on one of `ranks`: as a shard, and as a matrix whose
-    rows are padded to a multiple."""
+    """Return whether a parameter of shape `whole` may have `shape` on one of `ranks`.
+
+    It may be a shard, and a matrix whose rows are padded to a multiple.
+    """
     if len(shape) != len(whole):
         return False
     sizes = list(zip(shape, whole, strict=True))

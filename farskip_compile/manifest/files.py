@@ -33,7 +33,7 @@ FILE = "farskip.json"
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 KEY = "farskip"
-"""Of the manifest in a configuration."""
+"""Key of the manifest in a configuration."""
 WRITABLE = "give an existing folder with the right to write; what was there before is unchanged"
 
 
@@ -73,10 +73,10 @@ def write_manifest(manifest: Manifest, path: str | os.PathLike[str], *, guard: b
 
 
 def _with_manifest(config: Path, manifest: Manifest, *, guard: bool, needed: bool) -> str | None:
-    """The text of a configuration with its guard, or without it; None: it stays as it is.
+    """Return the text of a configuration with its guard, or without it; None: the file stays as it is.
 
-    The manifest is in it if it is `needed`, if there was one, and if it is guarded, to go along when the model is saved
-    elsewhere.
+    The text holds the manifest if that is `needed`, if there was one, and if it is guarded, to go along when the
+    model is saved elsewhere.
     """
     text, content = _read(config)
     if needed:
@@ -132,7 +132,7 @@ def load_manifest(path: str | os.PathLike[str], *, largest: int = DOCUMENT_BYTES
 
 
 def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
-    """The manifest that parsed JSON holds.
+    """Return the manifest that parsed JSON holds.
 
     Args:
         data: a manifest, or a Hugging Face configuration with our key or with AMD's.
@@ -155,7 +155,7 @@ def read_manifest(data: Mapping[str, Any], origin: str) -> Manifest:
 
 
 def _read(path: Path, largest: int = DOCUMENT_BYTES) -> tuple[str, dict[str, Any]]:
-    """The JSON object in a file, as text and parsed."""
+    """Return the JSON object in a file, as text and parsed."""
     text = _text(path, largest)
     try:
         found = parse_json(text)

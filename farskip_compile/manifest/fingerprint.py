@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 
 from farskip_compile._compat.modules import plain_name, unwrapped
-from farskip_compile.base.json_files import JsonReader
+from farskip_compile.base.json_files import JsonReader, encode
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import patterns
 from farskip_compile.manifest.adapters import names_without_adapters
@@ -35,7 +35,7 @@ MOST_PARAMETERS, MOST_CHARACTERS = 2**18, 2**25
 """Names, and characters in all of them together. A model of 61 layers of 384 experts, each matrix of each a parameter
 with scales, has half as many."""
 MOST_SIZE = 2**63 - 1
-"""Along a dimension."""
+"""Largest size along a dimension."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ParameterFingerprint:
 
     @cached_property
     def shapes(self) -> dict[str, ParameterShape]:
-        """All of them."""
+        """Shapes of all parameters by name."""
         return {**self.used, **self.others}
 
     @cached_property
@@ -75,13 +75,13 @@ class ParameterFingerprint:
         return {
             "sha256": self.sha256,
             "parameters": len(self.shapes),
-            "sub_blocks": {key: list(shape) for key, shape in patterns.grouped(self.used).items()},
-            "others": {key: list(shape) for key, shape in patterns.grouped(self.others).items()},
+            "sub_blocks": encode(patterns.grouped(self.used)),
+            "others": encode(patterns.grouped(self.others)),
         }
 
     @classmethod
     def listed(cls, data: Listed, reader: JsonReader) -> ParameterFingerprint:
-        """What `to_json` gave; `reader` refuses any other `data` with its own kind of error, and names the key."""
+        """Return the fingerprint that `data` lists; `reader` refuses data that `to_json` would not give."""
         groups, size, characters = {"sub_blocks": data.sub_blocks, "others": data.others}, 0, 0
         for key, group in groups.items():
             for pattern, shape in group.items():
@@ -110,7 +110,7 @@ class ParameterFingerprint:
 
 
 def parameters_of(model: nn.Module) -> dict[str, ParameterShape]:
-    """Names and shapes of all parameters of `model`, without adapters; of a distributed tensor the shape of the whole.
+    """Return names and shapes of all parameters of `model`, without adapters; a distributed tensor counts as a whole.
 
     A tied parameter is listed under each of its names: a graph shows it under any one of them.
 
@@ -142,12 +142,12 @@ class Alignment:
     put: str = ""
 
     def __call__(self, name: str) -> str:
-        """The name on the other side, if there is one."""
+        """Return the name on the other side, if there is one."""
         return self.put + name.removeprefix(self.drop) if name.startswith(self.drop) else name
 
 
 def align(names: Sequence[str], known: Collection[str]) -> Alignment:
-    """The alignment under which most of `names` are among `known`; without any prefixes if that is as good.
+    """Return the alignment under which most of `names` are among `known`; without any prefixes if that is as good.
 
     Algorithm: of the first, the middle and the last name, find what they have in common with known ones from the end
     on; what comes before that on both sides is a candidate. Count hits of each.

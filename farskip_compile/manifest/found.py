@@ -17,7 +17,7 @@ from farskip_compile.manifest.record import Manifest
 
 
 def find_manifest(place: str, config: Any, subfolder: str = "") -> Manifest | None:
-    """The manifest of the checkpoint at `place` (a folder, or a name on the Hub), whose configuration is `config`.
+    """Return the manifest of the checkpoint at `place`, a folder or a name on the Hub, with configuration `config`.
 
     Raises:
         ManifestError: there is one, and it is damaged.

@@ -42,7 +42,7 @@ class GraphParameters:
 
 
 def graph_parameters(reading: Reading) -> GraphParameters:
-    """The parameters in the graph of `reading`."""
+    """Return the parameters in the graph of `reading`."""
     stream = reading.stream
     names: dict[fx.Node, str] = {}
     shapes: dict[str, GraphShape] = {}
@@ -64,7 +64,7 @@ def graph_parameters(reading: Reading) -> GraphParameters:
 
 
 def _held(stream: Stream) -> set[fx.Node]:
-    """The tensors whose numbers are those of parameters and buffers alone."""
+    """Return the tensors that are computed from parameters and buffers alone."""
     held = set(stream.flow.constant)
     for node in stream.order:
         if node in held or not node.op.startswith("call"):

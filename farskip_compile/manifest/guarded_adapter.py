@@ -21,7 +21,7 @@ ORIGINAL_TYPE = "farskip_peft_type"
 
 
 def guarded_adapter(text: str) -> str:
-    """The text of an `adapter_config.json` with a type that only this package knows."""
+    """Return the text of an `adapter_config.json` with a type that only this package knows."""
     name = json.loads(text).get(TYPE)
     if not isinstance(name, str) or name.startswith(PREFIX):
         return text
@@ -29,12 +29,12 @@ def guarded_adapter(text: str) -> str:
 
 
 def is_guarded_adapter(text: str) -> bool:
-    """Whether PEFT without this package refuses it."""
+    """Return whether PEFT without this package refuses the adapter."""
     return str(json.loads(text).get(TYPE, "")).startswith(PREFIX)
 
 
 def unguarded_adapter(text: str) -> str:
-    """What `guarded_adapter` was given, up to white space in the value that it changed."""
+    """Return the text that `guarded_adapter` was given, up to white space in the value that it changed."""
     name = json.loads(text).get(ORIGINAL_TYPE)
     if not isinstance(name, str):
         return text

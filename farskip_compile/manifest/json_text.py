@@ -22,8 +22,12 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def compact(value: Any, indent: str = "") -> str:
-    """JSON with one entry a line, where an entry, or a list of plain values, is not broken; `indent` is for all lines
-    but the first."""
+    """Return JSON with one entry a line; an entry that fits on a line, or a list of plain values, is not broken.
+
+    Args:
+        value: plain data.
+        indent: put before all lines but the first.
+    """
     line = _line(value)
     entries: list[str]
     if isinstance(value, Mapping) and value:
@@ -41,12 +45,12 @@ def compact(value: Any, indent: str = "") -> str:
 
 
 def _line(value: Any) -> str:
-    """Readable, but for what would do something to a terminal: that is as an escape."""
+    """Return readable JSON on one line, with characters that a terminal would obey as escapes."""
     return UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(value, ensure_ascii=False))
 
 
 def with_key(text: str, key: str, value: Any) -> str:
-    """`text`, an object (else a `ValueError`), with `key` set to `value`; a new key stands last."""
+    """Return `text`, an object (else a `ValueError`), with `key` set to `value`; a new key stands last."""
     places, first, last = _places(text)
     opening = text[text.index("{") + 1 : first]  # what comes before the first key comes before each
     indent = opening.rpartition("\n")[2] if "\n" in opening else UNIT
@@ -62,7 +66,7 @@ def with_key(text: str, key: str, value: Any) -> str:
 
 
 def without_key(text: str, key: str) -> str:
-    """`text`, an object (else a `ValueError`), without `key`, if it has it."""
+    """Return `text`, an object (else a `ValueError`), without `key`."""
     places, _, _ = _places(text)
     if key not in places:
         return text
@@ -75,7 +79,7 @@ def without_key(text: str, key: str) -> str:
 
 
 def _places(text: str) -> tuple[dict[str, tuple[int, int, int]], int, int]:
-    """Where each key begins, its value begins and ends; where the first key may stand; where the object ends."""
+    """Return where each key, its value and its end are; where the first key may stand; where the object ends."""
     decoder = json.JSONDecoder()
     places: dict[str, tuple[int, int, int]] = {}
     position = first = _expect(text, 0, "{")
@@ -93,7 +97,7 @@ def _places(text: str) -> tuple[dict[str, tuple[int, int, int]], int, int]:
 
 
 def _expect(text: str, position: int, character: str) -> int:
-    """The place after `character` and the white space around it."""
+    """Return the place after `character` and the white space around it."""
     position = _skip(text, position)
     if text[position : position + 1] != character:
         raise ValueError(f"{character!r} is missing at character {position}")

@@ -22,12 +22,12 @@ Template = tuple[str | None, ...]
 
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 MOST_DIGITS = 9
-"""Of an index."""
+"""Digits of the longest index."""
 _SET = re.compile(r"\{([0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*)\}")
 
 
 def grouped(shapes: Mapping[str, ParameterShape]) -> dict[str, ParameterShape]:
-    """Patterns that stand for the names of `shapes`, in the order in which these come."""
+    """Return patterns that stand for the names of `shapes`, in the order in which these come."""
     members: dict[tuple[Template, ParameterShape], list[tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         parts = name.split(".")
@@ -42,12 +42,12 @@ def grouped(shapes: Mapping[str, ParameterShape]) -> dict[str, ParameterShape]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """All names that `pattern` stands for; a `ValueError` if it is not a pattern."""
+    """Return all names that `pattern` stands for; raise a `ValueError` if it is not a pattern."""
     return [".".join(parts) for parts in product(*(_choices(part) for part in pattern.split(".")))]
 
 
 def extent(pattern: str, most: int) -> tuple[int, int]:
-    """How many names `pattern` stands for, and at most how many characters these have; none is made.
+    """Return how many names `pattern` stands for, and an upper bound of their characters; no name is made.
 
     Raises:
         ValueError: it is not a pattern, or stands for more than `most` names.
@@ -63,7 +63,7 @@ def extent(pattern: str, most: int) -> tuple[int, int]:
 
 
 def _boxes(tuples: Sequence[tuple[int, ...]]) -> list[tuple[tuple[int, ...], ...]]:
-    """Products of index sets that hold all of `tuples`, each once."""
+    """Return products of index sets that hold all of `tuples`, each once."""
     if not tuples[0]:
         return [()]
     following: dict[int, list[tuple[int, ...]]] = {}
@@ -81,7 +81,7 @@ def _pattern(template: Template, box: Sequence[tuple[int, ...]]) -> str:
 
 
 def _written(numbers: tuple[int, ...]) -> str:
-    """`7`, `{0-3}` or `{0-3,5}` for sorted numbers."""
+    """Return `7`, `{0-3}` or `{0-3,5}` for sorted numbers."""
     if len(numbers) == 1:
         return str(numbers[0])
     runs: list[list[int]] = []
@@ -94,7 +94,7 @@ def _written(numbers: tuple[int, ...]) -> str:
 
 
 def _ranges(part: str) -> list[range]:
-    """The indices that a part in braces stands for; empty for any other part."""
+    """Return the indices that a part in braces stands for; empty for any other part."""
     found = _SET.fullmatch(part)
     if found is None:
         literal = part.replace("{{", "").replace("}}", "")

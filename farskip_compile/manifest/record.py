@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 from farskip_compile.base.choices import ConnectivityName
-from farskip_compile.base.json_files import JsonReader
+from farskip_compile.base.json_files import JsonReader, encode
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest.fingerprint import Listed, ParameterFingerprint
 from farskip_compile.passes.graph.declared import Declared
@@ -28,7 +28,7 @@ from farskip_compile.passes.rewire.request import Connectivity, LayerRange
 
 SCHEMA = 1
 MOST_LAYERS = 10_000
-"""Of a manifest without sub-blocks."""
+"""Largest number of layers in a manifest without sub-blocks."""
 WAY_OUT = "write the manifest anew with farskip_compile.save_manifest; it is not meant to be edited"
 
 
@@ -65,7 +65,7 @@ class Manifest:
 
     @property
     def changes_function(self) -> bool:
-        """Whether the model computes something else than as it is written. AMD's keys are taken at their word."""
+        """Return whether the rewired model computes another function. AMD's keys are taken at their word."""
         if self.table.rows:
             return any(row.left_out for row in self.table.rows)
         return self.connectivity != "none"
@@ -80,12 +80,8 @@ class Manifest:
         """Plain data for `json.dumps`."""
         return {
             "schema": self.schema,
-            "connectivity": (
-                str(self.connectivity)
-                if isinstance(self.connectivity, str)
-                else {row: list(terms) for row, terms in self.connectivity.items()}
-            ),
-            "layers": list(self.layers) if self.layers is not None else None,
+            "connectivity": encode(self.connectivity),
+            "layers": encode(self.layers),
             **self.table.to_json(),
             "fingerprint": self.fingerprint.to_json() if self.fingerprint is not None else None,
             **({"declared": {fact.name: fact.to_json() for fact in self.declared}} if self.declared else {}),
@@ -95,20 +91,20 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: object, origin: str = "the manifest") -> Manifest:
-        """What `to_json` gave.
+        """Return the manifest that `to_json` wrote as `data`.
 
         Args:
             data: parsed JSON.
             origin: where it is from, for messages.
 
         Raises:
-            ManifestError: it is anything else; names the key.
+            ManifestError: `data` is anything else; names the key.
         """
         reader = JsonReader(origin, ManifestError, always=WAY_OUT, accepts_null=True)
         found = reader.decode(_Json, reader.version(data, (SCHEMA,)))
         connectivity: Connectivity = found.connectivity
         if isinstance(connectivity, Mapping):
-            connectivity = reader.value(Mapping[str, tuple[str, ...]], connectivity, "connectivity")
+            connectivity = reader.decode(dict[str, tuple[str, ...]], connectivity, "connectivity")
         elif connectivity not in get_args(ConnectivityName):
             reader.refuse("connectivity", f"one of {', '.join(get_args(ConnectivityName))}, or a table", connectivity)
         for number, row in enumerate(found.sub_blocks):

@@ -57,7 +57,7 @@ class Announcement:
 
     @classmethod
     def from_text(cls, text: str) -> Announcement:
-        """The announcement that `to_text` was called on."""
+        """Return the announcement that `to_text` was called on."""
         data = json.loads(text)
         report = ScheduleReport.from_json(data["report"])
         return cls(report, data["check"], data["sizes"], data["common"], data["identity"])
@@ -80,8 +80,10 @@ def collective_orders(graph: fx.Graph) -> dict[str, list[str]]:
 
 
 def collective_sizes(graph: fx.Graph) -> dict[str, LaunchSizes]:
-    """For each process group of `graph`, the sizes of what its launches send, if no size is symbolic and none is split
-    unevenly: such sizes may differ between ranks."""
+    """Return, for each process group of `graph`, the sizes of the tensors that its launches send.
+
+    None where a size is symbolic or split unevenly: such sizes may differ between ranks.
+    """
     found: dict[str, list[list[list[int]] | None]] = {}
     for node in _launches(graph):
         found.setdefault(comms.process_group(node), []).append(_fixed_sizes(node))
@@ -116,7 +118,7 @@ def insert_announcement(graph: fx.Graph, announced: Announcement) -> None:
 
 
 def announcement() -> Any:
-    """The operator `farskip::announce`."""
+    """Return the operator `farskip::announce`."""
     return torch.ops.farskip.announce.default
 
 

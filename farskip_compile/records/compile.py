@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from farskip_compile._compat import current_compile, trace_artifact
 from farskip_compile.passes.boundary.tail import Departure
 from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.residual.table import SubBlock, Table, TermKind
+from farskip_compile.records.registry import COMPILES
+from farskip_compile.records.rows import SubBlockRows
 from farskip_compile.text_utils import amount
 
 log = logging.getLogger("farskip_compile")
 
-KEPT_REPORTS = 256
-
 
 class Outcome(StrEnum):
-    """What became of a graph."""
+    """The fate of a graph."""
 
     REWIRED = "rewired"
     """Its table is the one asked for, and verified."""
@@ -42,6 +41,16 @@ class Outcome(StrEnum):
     """Under `connectivity="none"`, a part of a model."""
     REFUSED = "refused, compiled unchanged"
     """With `strict=False`; `reason` says why."""
+
+    @property
+    def has_form(self) -> bool:
+        """Return whether the graph has the form that was asked for, by rewiring or as it was written."""
+        return self in (Outcome.REWIRED, Outcome.ALREADY)
+
+    @property
+    def is_of_model(self) -> bool:
+        """Return whether the graph is a model's own, and not a loss, a sampler or a part of a model."""
+        return self not in (Outcome.NO_STACK, Outcome.FRAGMENT)
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,18 @@ class CompileReport:
     def left_out(self) -> dict[str, tuple[str, ...]]:
         """Names of the terms that the rewiring took away, by name of the sub-block; those that changed only."""
         return {row.name: tuple(self.table.names(row.left_out)) for row in self.rows if row.left_out}
+
+    @cached_property
+    def asked_rows(self) -> SubBlockRows:
+        """The sub-blocks that were to change, and those that did.
+
+        Sub-blocks of a part of a model are counted as they are: their request depends on what comes before the part.
+        """
+        if self.outcome is Outcome.REFUSED:
+            return SubBlockRows((), None, len(self.rows))
+        if self.departure is not None or not self.rows:
+            return SubBlockRows(self.rewired_rows, self.rewired_rows, len(self.rows))
+        return SubBlockRows.of(self.table, self.config)
 
     @property
     def rewired_rows(self) -> tuple[str, ...]:
@@ -177,46 +198,49 @@ class CompileReport:
         }
 
 
-_reports: deque[tuple[object, CompileReport]] = deque(maxlen=KEPT_REPORTS)
-"""With the compile that each report belongs to (a weak reference, or None)."""
-_lock = threading.Lock()
-
-
 def last_reports() -> tuple[CompileReport, ...]:
-    """Reports of this process, oldest first: one for each graph that the backend received (the last 256)."""
-    with _lock:
-        return tuple(report for _, report in _reports)
+    """Return the reports of this process, oldest first: one for each graph that the backend received (the last 256)."""
+    with COMPILES.lock:
+        return tuple(report for _, report in COMPILES.reports)
 
 
 def earlier_outcome() -> Outcome | None:
-    """What became of the last graph of the function that is being compiled again; None if there was none."""
+    """Return the outcome of the last graph of the function that is being compiled again; None if there was none."""
     compile_id, _ = current_compile()
-    frame, _, number = compile_id.partition("_")[0].rpartition("/")
+    number = compile_id.partition("_")[0].rpartition("/")[2]
     if not number.isdigit() or int(number) == 0:
         return None
-    with _lock:
-        found = [report for _, report in _reports if report.compile_id.partition("_")[0].rpartition("/")[0] == frame]
+    frame = frame_of(compile_id)
+    found = [report for report in last_reports() if frame_of(report.compile_id) == frame]
     return found[-1].outcome if found else None
+
+
+def frame_of(compile_id: str) -> str:
+    """Return the number of the function in Dynamo's id of a compile: `3` of `3/1`."""
+    return compile_id.partition("_")[0].rpartition("/")[0]
 
 
 def clear_reports() -> None:
     """Forget all reports."""
-    with _lock:
-        _reports.clear()
+    with COMPILES.lock:
+        COMPILES.reports.clear()
 
 
 def publish(report: CompileReport, callback: Callable[[CompileReport], None] | None) -> CompileReport:
-    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and tell the user; returns it,
-    with the id of the compile.
+    """Keep `report`, log it, write it to the structured trace (`TORCH_TRACE`, tlparse), and call `callback` with it.
 
     Dynamo may analyse a frame twice in one compile; the second report then takes the place of the first.
+
+    Returns:
+        The report with the id of the compile.
     """
     compile_id, compiling = current_compile()
     report = replace(report, compile_id=compile_id)
-    with _lock:
-        if _reports and compiling is not None and _reports[-1][0] == compiling:
-            _reports.pop()
-        _reports.append((compiling, report))
+    with COMPILES.lock:
+        reports = COMPILES.reports
+        if reports and compiling is not None and reports[-1][0] == compiling:
+            reports.pop()
+        reports.append((compiling, report))
     log.info("%s", report.summary())
     trace_artifact("farskip_report", lambda: json.dumps(report.to_json(), indent=1))
     if callback is not None:

@@ -41,7 +41,7 @@ class Life(StrEnum):
 
 
 def place() -> str:
-    """This boot of this kernel and this space of process numbers, as a short hash."""
+    """Return this boot of this kernel and this space of process numbers, as a short hash."""
     facts = [platform.node()]
     with contextlib.suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -51,8 +51,10 @@ def place() -> str:
 
 
 def started(pid: int) -> str:
-    """When process `pid` of this place began, in a form that tells it from an earlier one with its number; empty: there
-    is none."""
+    """Return when process `pid` of this place began; empty: there is no such process.
+
+    The form tells the process from an earlier one with the same number.
+    """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return "" if state in GONE else rest[18]
@@ -70,7 +72,7 @@ def started(pid: int) -> str:
 
 
 def clock_of(folder: Path) -> float | None:
-    """The time by the clock of the file system of `folder`; None: nothing can be written there."""
+    """Return the time by the clock of the file system of `folder`; None: nothing can be written there."""
     probe = folder / f".clock.{secrets.token_hex(8)}.writing"
     try:
         with probe.open("xb"):

@@ -26,7 +26,8 @@ from farskip_compile.base.reading.files import read_bytes
 from farskip_compile.base.reading.strict_json import parse_json
 from farskip_compile.errors import ConfigError
 from farskip_compile.records.living import Life, clock_of, life_of, place
-from farskip_compile.records.process_records import CompiledGraph, Failure, Process, ProcessHead, ProcessLine
+from farskip_compile.records.process import Process, ProcessHead
+from farskip_compile.records.record import Answer, CompileRecord, Failure, ProcessRecord
 from farskip_compile.text_utils import amount, shortened
 
 VARIABLE = "FARSKIP_STATUS_DIR"
@@ -43,10 +44,10 @@ LONGEST = 200
 
 @dataclass(frozen=True)
 class FolderStatus:
-    """What a folder says."""
+    """The processes that have left files in a folder."""
 
     processes: tuple[Process, ...]
-    """Return the living processes, and the last one of each rank without a living one, by job and rank."""
+    """The living processes, and the last one of each rank without a living one, by job and rank."""
     earlier: int = 0
     """Files of processes that have ended, and in whose place others live or ended later."""
     unreadable: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class FolderStatus:
 
     @property
     def alive(self) -> tuple[Process, ...]:
-        """Return the living processes."""
+        """The living processes."""
         return tuple(one for one in self.processes if one.is_alive)
 
     @property
@@ -75,7 +76,7 @@ class FolderStatus:
     @property
     def status(self) -> int:
         """The exit status of `farskip status`: 0 rewired, 1 something is not, 2 nothing runs, or it can't be told."""
-        if self.problems or any(one.verdict != "rewired" for one in self.alive):
+        if self.problems or any(one.answer is not Answer.REWIRED for one in self.alive):
             return 1
         return 0 if self.alive and not self.unreadable else 2
 
@@ -95,42 +96,46 @@ def _problems(members: Sequence[Process]) -> Iterator[str]:
     alive = [one for one in members if one.is_alive]
     first = alive[0]
     for one in alive[1:]:
-        if one.wirings != first.wirings or one.verdict != first.verdict:
+        if one.wirings != first.wirings or one.answer != first.answer:
             yield (
                 f"rank {one.head.rank} differs from rank {first.head.rank}: {_short(one)}; "
                 f"rank {first.head.rank}: {_short(first)}"
             )
     living = {one.head.rank for one in alive}
     for life in Life:
-        if gone := sorted({one.head.rank for one in members if one.life is life} - living):
-            yield f"{_ranks(_ranges(gone))} of {first.head.ranks}: {life}"
+        if gone := {one.head.rank for one in members if one.life is life} - living:
+            yield f"{ranges_text(ranges_of(gone))} of {first.head.ranks}: {life}"
     if missing := list(_gaps(sorted({one.head.rank for one in members}), first.head.ranks)):
-        text = f"{_ranks(missing)} of {first.head.ranks} left no file: no graph has reached farskip there, or "
+        text = f"{ranges_text(missing)} of {first.head.ranks} left no file: no graph has reached farskip there, or "
         yield f"{text}{'they write' if len(missing) > 1 or missing[0][0] < missing[0][1] else 'it writes'} elsewhere"
 
 
 def _gaps(ranks: Sequence[int], count: int) -> Iterator[tuple[int, int]]:
-    """Ranges of the ranks below `count` that are not among `ranks`, which are sorted."""
+    """Yield the ranges of the ranks below `count` that are not among `ranks`, which are sorted."""
     for before, after in zip((-1, *ranks), (*ranks, count), strict=True):
         if after - before > 1:
             yield before + 1, after - 1
 
 
-def _ranges(ranks: Iterable[int]) -> list[tuple[int, int]]:
+def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the first and the last of each run of neighbours among `numbers`."""
     found: list[tuple[int, int]] = []
-    for rank in ranks:
-        if found and rank == found[-1][1] + 1:
-            found[-1] = (found[-1][0], rank)
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
         else:
-            found.append((rank, rank))
+            found.append((number, number))
     return found
 
 
-def _ranks(ranges: Sequence[tuple[int, int]]) -> str:
-    texts = [f"{first} to {last}" if last > first + 1 else f"{first}, {last}" if last > first else str(first)
-             for first, last in ranges[:MOST_NAMED]]  # fmt: skip
-    several = len(ranges) > 1 or ranges[0][0] < ranges[0][1]
-    return f"{'ranks' if several else 'rank'} {', '.join(texts)}{' and others' if len(ranges) > MOST_NAMED else ''}"
+def ranges_text(ranges: Sequence[tuple[int, int]], most: int = MOST_NAMED) -> str:
+    """Return `ranks 0, 1, 5 to 9 and others`: at most `most` ranges are named."""
+    texts = []
+    for first, last in ranges[:most]:
+        named = [str(first)] if last == first else [f"{first}", f"{last}"]
+        texts.append((", " if last == first + 1 else " to ").join(named))
+    is_one = len(ranges) == 1 and ranges[0][0] == ranges[0][1]
+    return f"{'rank' if is_one else 'ranks'} {', '.join(texts)}{' and others' if len(ranges) > most else ''}"
 
 
 def _short(process: Process) -> str:
@@ -200,7 +205,7 @@ def _chosen(every: Sequence[tuple[float, Process]]) -> tuple[Process, ...]:
 
 
 def folder_of(pid: int) -> Path:
-    """The folder that a running process writes into.
+    """Return the folder that a running process writes into.
 
     Raises:
         ConfigError: the process does not exist, may not be asked, or writes none.
@@ -222,15 +227,13 @@ def _read(path: Path, sign: float, clock: float | None) -> Process:
     first, *rest = read_bytes(path).decode().removesuffix("\n").split("\n")
     reader = JsonReader("the file", way_out=WAY_OUT, accepts_null=True)
     head = reader.decode(ProcessHead, reader.version(parse_json(first), (SCHEMA,)))
-    lines: list[ProcessLine] = []
+    records: list[ProcessRecord] = []
     for text in rest:
         line = parse_json(text)
-        if isinstance(line, dict) and line.get("kind") in ("error", "stopped"):
-            lines.append(reader.decode(Failure, line))
-        else:
-            lines.append(reader.decode(CompiledGraph, line))
+        is_failure = isinstance(line, dict) and line.get("kind") in ("error", "stopped")
+        records.append(reader.decode(Failure, line) if is_failure else reader.decode(CompileRecord, line))
     life = life_of(head.place, head.pid, head.started, sign, clock)
-    return Process(head, life, max(0.0, clock - sign) if clock is not None else None, tuple(lines))
+    return Process(head, life, max(0.0, clock - sign) if clock is not None else None, tuple(records))
 
 
 def _reason(error: Exception) -> str:

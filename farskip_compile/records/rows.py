@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many sub-blocks read what was asked for, and what they leave out, in a few words.
 
-In:    the report of a graph with a residual stack.
+In:    the table of a graph with a residual stack, and the options that it was compiled with.
 Out:   `SubBlockRows`: the sub-blocks that were to change and those that did; `in_words`: what each kind of them leaves
        out.
 Never: takes the report's word for what was asked: that is derived again, from the table as written and the options.
@@ -10,13 +10,13 @@ Never: takes the report's word for what was asked: that is derived again, from t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from farskip_compile.errors import FarSkipError
 from farskip_compile.passes.residual.table import ROW_NAMES, SubBlock, Table, TermKind
 from farskip_compile.passes.rewire.request import ask
-from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.text_utils import amount
 
 NOUNS = {
@@ -28,7 +28,7 @@ NOUNS = {
     TermKind.ROUTED: "the routed experts",
 }
 MOST = 4
-"""Ways of leaving something out that are told; others are counted."""
+"""Ways of leaving something out that are named; others are counted."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,27 @@ class SubBlockRows:
     """Sub-blocks of one graph, by name."""
 
     rewired: tuple[str, ...]
-    """Those that were to change, and read what was asked for."""
+    """Sub-blocks that were to change, and read what was asked for."""
     asked: tuple[str, ...] | None
-    """Those that were to change, or had the form already; None: it can't be told, since the graph was refused."""
+    """Sub-blocks that were to change, or had the form already; None: not known, since the graph was refused."""
     total: int
-    """Of the graph."""
+    """Sub-blocks of the graph."""
 
     @classmethod
-    def of(cls, report: CompileReport) -> SubBlockRows:
-        """The sub-blocks of `report`. Those of a part of a model are counted as they are: what was asked of it depends
-        on what comes before it."""
-        table, total = report.table, len(report.rows)
-        if report.outcome is Outcome.REFUSED:
-            return cls((), None, total)
-        if report.departure is not None or not total:
-            return cls(report.rewired_rows, report.rewired_rows, total)
-        connectivity, layers = report.config["connectivity"], report.config["layers"]
+    def of(cls, table: Table, config: Mapping[str, Any]) -> SubBlockRows:
+        """Return the sub-blocks of a whole model, by its table and the options that it was compiled with."""
+        connectivity, layers = config["connectivity"], config["layers"]
         if isinstance(connectivity, Mapping):
             connectivity = {row: tuple(terms) for row, terms in connectivity.items()}
-        written = table.as_written()
+        written, total = table.as_written(), len(table.rows)
         try:
             request = ask(written, connectivity, (layers[0], layers[1]) if layers is not None else None)
         except FarSkipError:
             return cls((), None, total)
-        wanted = request.wanted(written)
-        asked = [row.name for row in written.rows if row.name in request.left_out or row.name in request.already]
         reads = {row.name: row.reads for row in table.rows}
-        return cls(
-            tuple(row.name for row in wanted.rows if row.name in asked and reads[row.name] == row.reads),
-            tuple(asked),
-            total,
-        )
+        asked = [row.name for row in written.rows if row.name in request.left_out or row.name in request.already]
+        wanted = [row for row in request.wanted(written).rows if row.name in asked]
+        return cls(tuple(row.name for row in wanted if reads[row.name] == row.reads), tuple(asked), total)
 
     def __str__(self) -> str:
         if self.asked is None:
@@ -77,37 +67,36 @@ class SubBlockRows:
 
 
 def in_words(table: Table) -> tuple[str, ...]:
-    """What the rewiring took away, one phrase for each way of leaving out:
-    `attention leaves out the routed experts of the layer before`, `mlp and moe leave out the attention of their own
-    layer`. With numbers of rows where those of one kind differ."""
+    """Return the terms that the rewiring took away, one phrase for each way of leaving out.
+
+    Such as `mlp and moe leave out the attention of their own layer`; with numbers of rows where those of a kind differ.
+    """
     ways = Counter((row.kind, _terms(table, row)) for row in table.rows if row.left_out)
-    kinds = Counter(kind for kind, _ in ways)
+    ways_of_kind = Counter(kind for kind, _ in ways)
     alike: dict[tuple[str, int], list[TermKind]] = {}
     for kind, terms in sorted(ways, key=lambda one: (list(ROW_NAMES).index(one[0]), -ways[one])):
-        rows = ways[kind, terms] if kinds[kind] > 1 else 0
+        rows = ways[kind, terms] if ways_of_kind[kind] > 1 else 0
         alike.setdefault((terms, rows), []).append(kind)
     found = [_phrase(kinds, terms, rows) for (terms, rows), kinds in alike.items()]
     others = [f"{len(found) - MOST} other ways"] if len(found) > MOST + 1 else found[MOST:]
     return (*found[:MOST], *others)
 
 
-def _phrase(kinds: list[TermKind], terms: str, rows: int) -> str:
+def _phrase(kinds: Sequence[TermKind], terms: str, rows: int) -> str:
     count = f" ({amount(rows, 'row')}{' each' if len(kinds) > 1 else ''})" if rows else ""
-    if len(kinds) == 1:
-        return f"{ROW_NAMES[kinds[0]]} leaves out {terms}{count}"
-    names = [ROW_NAMES[kind] for kind in kinds]
-    return f"{', '.join(names[:-1])} and {names[-1]} leave out {terms.replace('of its own', 'of their own')}{count}"
+    *names, last = [ROW_NAMES[kind] for kind in kinds]
+    if not names:
+        return f"{last} leaves out {terms}{count}"
+    return f"{', '.join(names)} and {last} leave out {terms.replace('of its own', 'of their own')}{count}"
 
 
 def _terms(table: Table, row: SubBlock) -> str:
-    terms: dict[int, dict[str, None]] = {}
+    nouns_by_distance: dict[int, dict[str, None]] = {}
     for index in row.left_out:
         term = table.terms[index]
-        terms.setdefault(row.layer - term.layer, {})[NOUNS[term.kind]] = None
-    return " and ".join(f"{' and '.join(nouns)} {_of_layer(ago)}" for ago, nouns in sorted(terms.items()))
-
-
-def _of_layer(ago: int) -> str:
-    if ago == 0:
-        return "of its own layer"
-    return "of the layer before" if ago == 1 else f"of {ago} layers before"
+        nouns_by_distance.setdefault(row.layer - term.layer, {})[NOUNS[term.kind]] = None
+    places = {0: "of its own layer", 1: "of the layer before"}
+    return " and ".join(
+        f"{' and '.join(nouns)} {places.get(layers, f'of {layers} layers before')}"
+        for layers, nouns in sorted(nouns_by_distance.items())
+    )

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, replace
@@ -19,11 +17,10 @@ from typing import Any
 from farskip_compile._compat import trace_artifact
 from farskip_compile.passes.schedule.search import Schedule
 from farskip_compile.passes.schedule.timeline import ScheduledFlight, Timeline
+from farskip_compile.records.registry import COMPILES
 from farskip_compile.text_utils import amount
 
 log = logging.getLogger("farskip_compile")
-
-KEPT = 256
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Predicted:
 
     @classmethod
     def of(cls, timeline: Timeline) -> Predicted:
-        """The figures of `timeline`."""
+        """Return the figures of `timeline`."""
         seconds = timeline.makespan, timeline.compute, timeline.communication, timeline.exposed
         return cls(*seconds, timeline.peak_bytes, timeline.peak_in_flight_bytes, timeline.late)
 
@@ -101,7 +98,7 @@ class ScheduleReport:
     """Each collective in the order that runs: launch, wait and what is computed in between."""
 
     def ordered(self, schedule: Schedule, level: str = "graph") -> ScheduleReport:
-        """The same report, after the graph or its kernels were ordered by `schedule`; `level` as in the field."""
+        """Return the report after `schedule` has ordered the graph or its kernels; `level` as in the field."""
         return replace(
             self,
             before=Predicted.of(schedule.before),
@@ -117,7 +114,7 @@ class ScheduleReport:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ScheduleReport:
-        """The report that `to_json` was called on, of its `data` in either form; other keys are ignored."""
+        """Return the report that `to_json` was called on, of its `data` in either form; other keys are ignored."""
         known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
         for name in ("unscheduled", "before", "after"):
             if known.get(name) is not None:
@@ -177,54 +174,47 @@ def _flight(data: Mapping[str, Any] | Sequence[Any]) -> ScheduledFlight:
     return ScheduledFlight(**{**known, "terms": tuple(known["terms"])})
 
 
-_reports: deque[ScheduleReport] = deque(maxlen=KEPT)
-_late: dict[str, float] = {}
-"""Never cleared: schedules depend on it, and one rank may forget its reports where another does not."""
-_lock = threading.Lock()
-
-
 def last_schedules() -> tuple[ScheduleReport, ...]:
-    """Reports of this process, oldest first: each compiled graph with collectives that has run (the last 256)."""
-    with _lock:
-        return tuple(_reports)
+    """Return the reports of this process, oldest first: the last 256 graphs with collectives that have run."""
+    with COMPILES.lock:
+        return tuple(COMPILES.schedules)
 
 
 def late(leaves: str) -> float | None:
-    """Seconds, by the last graph that has run and leaves this, until it has landed; None: none has run. Equal on all
-    ranks: it comes from what was compiled, be it now or before, which they have compared."""
-    with _lock:
-        return _late.get(leaves)
+    """Return the seconds until the collectives under the key `leaves` have landed; None: no graph has left them.
+
+    The last graph that has run and leaves them counts. Equal on all ranks: they have compared what was compiled.
+    """
+    with COMPILES.lock:
+        return COMPILES.late_seconds.get(leaves)
 
 
 def clear_schedules() -> None:
     """Forget all reports."""
-    with _lock:
-        _reports.clear()
-
-
-_here = threading.local()
+    with COMPILES.lock:
+        COMPILES.schedules.clear()
 
 
 @contextmanager
 def hear(taken: Callable[[ScheduleReport], None]) -> Iterator[None]:
-    """Within the block, `taken` gets the report of each graph that runs in this thread, also of one that ran before."""
-    outer, _here.taken = listener(), taken
+    """Call `taken` with the report of each graph that runs in this thread within the block, even if it ran before."""
+    outer, COMPILES.listening.taken = listener(), taken
     try:
         yield
     finally:
-        _here.taken = outer
+        COMPILES.listening.taken = outer
 
 
 def listener() -> Callable[[ScheduleReport], None] | None:
-    """Who listens in this thread."""
-    return getattr(_here, "taken", None)
+    """Return the function that listens in this thread."""
+    return getattr(COMPILES.listening, "taken", None)
 
 
 def publish_schedule(report: ScheduleReport) -> None:
     """Keep `report`, log it, and write it to the structured trace."""
-    with _lock:
-        _reports.append(report)
+    with COMPILES.lock:
+        COMPILES.schedules.append(report)
         if report.leaves and report.after is not None:
-            _late[report.leaves] = report.after.late_seconds
+            COMPILES.late_seconds[report.leaves] = report.after.late_seconds
     log.info("%s", report.summary())
     trace_artifact("farskip_schedule", lambda: json.dumps(report.to_json(), indent=1))

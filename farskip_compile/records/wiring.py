@@ -13,7 +13,7 @@ from farskip_compile.passes.rewire.request import is_shortcut, rule
 
 
 def classify_wiring(table: Table) -> str:
-    """`standard`, `attention`, `mlp (parallel block)`, `full`, `lag2`, `ladder`, `shortcut MoE`, or `other`."""
+    """Return `standard`, `attention`, `mlp (parallel block)`, `full`, `lag2`, `ladder`, `shortcut MoE`, or `other`."""
     routed = [row for row in table.rows if row.kind is TermKind.ROUTED]
     if routed and all(is_shortcut(table, row) for row in routed):
         return "shortcut MoE"

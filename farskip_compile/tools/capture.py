@@ -26,17 +26,15 @@ from torch import fx, nn
 
 from farskip_compile._compat.aot import aten_graphs
 from farskip_compile._compat.modules import is_compiled
-from farskip_compile.compiler.backend import Backend, Compiled, Receive, intercept
-from farskip_compile.compiler.config import FarSkipConfig
+from farskip_compile.compiler.backend import Backend, Receive, intercept
+from farskip_compile.compiler.config import FarSkipConfig, resolve
 from farskip_compile.compiler.inductor_passes.before_differentiation import cut_before_differentiation
-from farskip_compile.compiler.inductor_passes.marked import EARLIER
-from farskip_compile.compiler.inductor_passes.plan import make_plan
+from farskip_compile.compiler.inductor_passes.plan import profile_to_schedule
+from farskip_compile.compiler.inner import Compiled
 from farskip_compile.compiler.pipeline import run
 from farskip_compile.compiler.ranks.failures import unreported
 from farskip_compile.errors import NoResidualStackError, PartialModelError
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import Stage
-from farskip_compile.passes.driver import Driver
+from farskip_compile.passes.schedule.collectives import normalize_collectives
 from farskip_compile.records.compile import CompileReport, Outcome, publish
 
 T = TypeVar("T")
@@ -160,12 +158,12 @@ def with_graphs(
         def graphs(config: FarSkipConfig) -> Graphs:
             rewired = fx.GraphModule(captured, copy.deepcopy(captured.graph))
             report = run(rewired, config)
-            if (plan := make_plan(config, rewired)) is not None:
-                cut_before_differentiation(rewired, plan)
+            resolved = resolve(config)
+            if (profile := profile_to_schedule(resolved, rewired)) is not None:
+                cut_before_differentiation(rewired, resolved, profile)
             phases = tuple(aten_graphs(rewired, inputs))
             for _, graph in phases:
-                facts = {"graph": graph, "custom_waits": 0, "regroup": {}}
-                Driver(PASSES, Stage.POST_GRAD, facts, EARLIER).run(through="collectives")
+                normalize_collectives(graph)
             return Graphs(phases, report, rewired)
 
         found.append(use(graphs))

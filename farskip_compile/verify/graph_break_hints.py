@@ -53,8 +53,8 @@ PLACES = (
     GraphBreakHint(
         "transformers/distributed/expert_parallel",
         "the all-to-all expert parallelism of transformers branches on how many tokens a rank got, which no graph can",
-        "farskip_compile.prepare(model) replaces it; or register_expert_parallel() of farskip_compile.prepare and "
-        'DistributedConfig(ep_implementation="farskip_all_to_all")',
+        "farskip_compile.prepare(model) replaces it; or register_expert_parallel() of farskip_compile.tools.prepare "
+        'and DistributedConfig(ep_implementation="farskip_all_to_all")',
     ),
 )
 

@@ -21,6 +21,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch import fx
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
+from farskip_compile.verify.claims import compare_arguments, compare_calls
 from farskip_compile.verify.part import ROWS, VIEWS, RowRange, error, tensor
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.layout import RowAxis, RowLayout
@@ -76,7 +78,7 @@ class _Account:
         self.products: list[CutProduct] = []
 
     def check(self) -> None:
-        """Steps 1 to 5."""
+        """Do steps 1 to 5."""
         for node in self.graph.nodes:
             self.parts[node] = self._part(node)
         left = {node.name for node in self.graph.nodes}
@@ -91,7 +93,7 @@ class _Account:
             return RowRange(node.name)
         old = self.old.get(node.name)
         if old is not None:
-            self._check_same(node, old)
+            compare_calls(node, old, self._compare, error)
             return RowRange(node.name)
         hint = node.meta.get(HINT)
         if hint in self.old:
@@ -107,35 +109,23 @@ class _Account:
 
     # 1
 
-    def _check_same(self, node: fx.Node, old: fx.Node) -> None:
-        if node.op != old.op or node.target != old.target:
-            raise error(node, "its call is not what it was")
-        self._compare((node.args, node.kwargs), (old.args, old.kwargs), node, None)
+    def _compare(self, new: Any, old: fx.Node, node: fx.Node, cut: dict[fx.Node, RowRange] | None = None) -> None:
+        """Check that an argument of `node` is the whole of an old value, or a part if parts are collected in `cut`.
 
-    def _compare(self, new: Any, old: Any, node: fx.Node, cut: dict[fx.Node, RowRange] | None) -> None:
-        """Equal arguments. A node is equal to an old value that it is the whole of, or to one that it is a part of, if
-        parts are collected in `cut`: for each old argument always the same part, or always the whole."""
-        if isinstance(old, fx.Node):
-            part = self.parts[new] if isinstance(new, fx.Node) else None
-            if part is not None and part.of != old.name and part.is_taken_by(old, new):
-                return
-            if part is None or part.of != old.name:
-                raise error(node, f"it is given {getattr(new, 'name', new)!r} in place of {old.name!r}")
-            if self._is_whole(new, old):
-                if cut is not None and old in cut:
-                    raise error(node, f"it is given {old.name!r} both whole and in part")
-            elif cut is None or not part.size or cut.setdefault(old, part) != part:
-                raise error(node, f"it is not given the whole of {old.name!r}")
-            else:
-                self._layout(new, old, part)
-        elif isinstance(old, tuple | list) and isinstance(new, tuple | list) and len(new) == len(old):
-            for one, other in zip(new, old, strict=True):
-                self._compare(one, other, node, cut)
-        elif isinstance(old, Mapping) and isinstance(new, Mapping) and new.keys() == old.keys():
-            for key in old:
-                self._compare(new[key], old[key], node, cut)
-        elif new is not old and (type(new) is not type(old) or new != old):
-            raise error(node, f"it is given {new!r} in place of {old!r}")
+        Each old argument is given always in the same part, or always whole.
+        """
+        part = self.parts[new] if isinstance(new, fx.Node) else None
+        if part is not None and part.of != old.name and part.is_taken_by(old, new):
+            return
+        if part is None or part.of != old.name:
+            raise error(node, f"it is given {getattr(new, 'name', new)!r} in place of {old.name!r}")
+        if self._is_whole(new, old):
+            if cut is not None and old in cut:
+                raise error(node, f"it is given {old.name!r} both whole and in part")
+        elif cut is None or not part.size or cut.setdefault(old, part) != part:
+            raise error(node, f"it is not given the whole of {old.name!r}")
+        else:
+            self._layout(new, old, part)
 
     def _is_whole(self, node: fx.Node, old: fx.Node) -> bool:
         part = self.parts[node]
@@ -192,7 +182,7 @@ class _Account:
         free = self._free_places(old)  # sizes, which the shapes show
         for place, arguments in enumerate([*zip(node.args, old.args, strict=True), (node.kwargs, old.kwargs)]):
             if place not in free:
-                self._compare(*arguments, node, cut)
+                compare_arguments(*arguments, node, partial(self._compare, cut=cut), error)
         part = next(iter(cut.values()), None)
         if part is None or any(one.rows != part.rows for one in cut.values()):
             raise error(node, "its arguments are not the same rows")

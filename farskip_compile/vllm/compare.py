@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from farskip_compile.base.choices import ServedDtype
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.errors import ConfigError, VerificationError
 from farskip_compile.vllm.asked import ASKED, ServingOptions
 
@@ -61,8 +62,10 @@ class ComparedAnswer:
 
 
 @dataclass(frozen=True)
-class ServingComparison:
+class ServingComparison(JsonRecord):
     """All answers."""
+
+    ALSO_WRITTEN = ("holds",)
 
     rewired: tuple[ComparedAnswer, ...]
     original: tuple[ComparedAnswer, ...]
@@ -73,15 +76,6 @@ class ServingComparison:
     def holds(self) -> bool:
         """Whether vLLM serves the rewired model."""
         return all(row.equal == row.tokens and row.apart <= self.tolerance for row in self.rewired)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {
-            "holds": self.holds,
-            "tolerance": self.tolerance,
-            "rewired": [vars(row) for row in self.rewired],
-            "original": [vars(row) for row in self.original],
-        }
 
 
 def compare(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an FX node computes. Only this file, `comms` and `effects` know operator names.
+"""What an FX node computes: its operator, its value, and what family of operators it belongs to.
 
 Contract: pure questions about one node, answered from its target and its fake value; no graph is walked or changed.
 Works on Dynamo's torch IR (functions, methods, `operator`), on ATen overloads and on custom ops alike, by reducing
@@ -19,27 +19,24 @@ from torch import fx
 from farskip_compile._compat import HigherOrderOperator, OpOverload, OpOverloadPacket, same_dim
 from farskip_compile._compat.tensors import qualified_name
 from farskip_compile.passes.graph.declared import declared
+from farskip_compile.passes.graph.operators import Effect, names_with
 from farskip_compile.passes.graph.walk import bodies
 
-VIEWS = frozenset(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"])
-COPIES = frozenset(["contiguous", "clone", "alias"])
-REPEATS = frozenset(["expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_interleave"])
-AXIS_MOVES = frozenset(["squeeze", "unsqueeze", "movedim", "moveaxis", "transpose", "permute", "swapaxes", "swapdims"])
+VIEWS = names_with(Effect.VIEW)
+COPIES = names_with(Effect.COPY)
+REPEATS = names_with(Effect.EXPAND, Effect.REPEAT, Effect.INTERLEAVE)
+AXIS_MOVES = names_with(Effect.UNIT, Effect.TRANSPOSE, Effect.PERMUTE, Effect.MOVE) - {"t"}
 SHAPE_OPS = VIEWS | COPIES | AXIS_MOVES | {"detach"}
-CAST_OPS = frozenset(["to", "float", "double", "half", "bfloat16", "type", "type_as", "_to_copy"])
-SELECTION_OPS = frozenset(["topk", "argmax", "argmin", "argsort", "sort", "msort", "multinomial", "kthvalue"])
+CAST_OPS = names_with(Effect.CAST)
+CHOICES_OF_EXPERTS = frozenset(["topk", "argmax", "kthvalue", "multinomial"])
+SELECTION_OPS = CHOICES_OF_EXPERTS | names_with(Effect.SORT) | {"argmin"}
 EXTREMES = frozenset(["max", "min", "median", "nanmedian", "mode", "cummax", "cummin"])
 """Along one dimension they return values and the indices of these. The values alone decide nothing: a softmax by hand
 subtracts a maximum."""
-INDEX_OPS = frozenset(["getitem", "index", "index_select", "embedding", "gather", "take_along_dim"])
-LIKE = frozenset(
-    [
-        *(f"{name}_like" for name in ("zeros", "ones", "empty", "full", "rand", "randn")),
-        *(f"new_{name}" for name in ("zeros", "ones", "empty", "full")),
-    ]
-)
+INDEX_OPS = names_with(Effect.ITEM, Effect.INDEX, Effect.PICK, Effect.PICK_ROWS, Effect.TABLE)
+LIKE = names_with(Effect.LIKE)
 """They read the shape and the type of their first argument, not its data."""
-SIZES = frozenset(["size", "stride", "numel", "dim", "getattr", "sym_size", "sym_stride", "sym_numel"])
+SIZES = names_with(Effect.SIZE, Effect.ATTRIBUTE) - {"is_floating_point"}
 """Operators whose result depends on the shape of a tensor, not on its data."""
 ZEROS = frozenset(["zeros", "zeros_like", "new_zeros"])
 PRODUCTS = frozenset(["mul", "div", "truediv"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Of an exchange without drops: the blocks of rows that travel between two ranks, one for each expert of the receiver.
+"""Blocks of rows of an exchange without drops: one between each two ranks for each expert of the receiver.
 
 In:    a Dynamo graph.
 Out:   `Exchanges` that bring rows to experts and back, with the node that holds the size of each block.
@@ -16,7 +16,6 @@ Algorithm, for all-to-alls whose split sizes data decides, those with the same s
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from torch import fx
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.schedule.collectives import launches_with_waits
+from farskip_compile.passes.pieces.tokens.facts import ExchangeMembers, exchanges_by_sizes
 
 SUMS = frozenset(["add", "sym_sum"])
 SAME_ENTRIES = ops.VIEWS | ops.COPIES | ops.CAST_OPS | {"cpu", "long", "int", "detach"}
@@ -43,9 +42,9 @@ class AllToAllBlocks:
     launch: fx.Node
     wait: fx.Node
     to_experts: bool
-    """It brings rows to the experts; else back from them."""
+    """True if it brings rows to the experts, False if back from them."""
     blocks: Sequence[fx.Node]
-    """What the experts get, or what they give, by rank and expert."""
+    """Rows that the experts get, or give, by rank and expert."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Exchanges:
     """All-to-alls with the same sizes."""
 
     sent: Blocks
-    """On the way to the experts."""
+    """Sizes on the way to the experts."""
     received: Blocks
     members: Sequence[AllToAllBlocks]
     """In the order of the graph."""
@@ -65,16 +64,12 @@ class Exchanges:
 
 
 def exchanges_of(graph: fx.Graph) -> tuple[list[Exchanges], list[NotSeparableError]]:
-    """Those that can be cut, and why others can't."""
-    together: dict[frozenset[Any], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
-    for launch, waits in launches_with_waits(graph).items():
-        if comms.is_all_to_all(launch) and any(isinstance(size, fx.Node) for size in _splits(launch)):
-            received, sent = (tuple(split) for split in launch.args[1:3])  # type: ignore[arg-type]
-            together[frozenset([received, sent])].append((launch, waits))
+    """Return the exchanges that can be cut, and why others can't."""
+    together = exchanges_by_sizes(graph)
     found, refused = [], []
     writers = effects.writers(list(graph.nodes)) if together else {}
     written = {effects.storage(base) for bases in writers.values() for base in bases}
-    for members in together.values():
+    for members in together:
         try:
             found.append(_read(members, written))
         except NotSeparableError as reason:
@@ -82,12 +77,7 @@ def exchanges_of(graph: fx.Graph) -> tuple[list[Exchanges], list[NotSeparableErr
     return found, refused
 
 
-def _splits(launch: fx.Node) -> list[object]:
-    given = launch.args[1:3]
-    return [size for split in given if isinstance(split, list | tuple) for size in split]
-
-
-def _read(members: Sequence[tuple[fx.Node, list[fx.Node]]], written: Collection[int | None]) -> Exchanges:
+def _read(members: ExchangeMembers, written: Collection[int | None]) -> Exchanges:
     """`written`: memory that the graph writes to."""
     first = members[0][0]
     terms = [[_terms(size) for size in split] for split in first.args[1:3]]  # type: ignore[union-attr]
@@ -110,7 +100,7 @@ def _read(members: Sequence[tuple[fx.Node, list[fx.Node]]], written: Collection[
 
 
 def _terms(size: object) -> list[fx.Node]:
-    """The integers that `size` is the sum of; none if it is a constant."""
+    """Return the integers that `size` is the sum of; none if it is a constant."""
     if not isinstance(size, fx.Node):
         return []
     if ops.op_name(size) not in SUMS:
@@ -120,7 +110,7 @@ def _terms(size: object) -> list[fx.Node]:
 
 
 def _entry(number: fx.Node) -> MemoryEntry | None:
-    """Where an integer was read."""
+    """Return where an integer was read."""
     node: Any = number.args[0] if number.args else None
     name, place = ops.op_name(number), 0
     if name not in ("item", "_local_scalar_dense"):
@@ -152,7 +142,7 @@ def _dim(node: fx.Node) -> object:
 
 
 def _picked(node: fx.Node) -> int | None:
-    """The index of a part along dimension 0; None if it is another part."""
+    """Return the index of a part along dimension 0; None if it is another part."""
     index = node.args[1] if ops.op_name(node) == "getitem" else node.args[2] if node.args[1] == 0 else None
     return index if isinstance(index, int) and not isinstance(index, bool) else None
 
@@ -167,7 +157,7 @@ def _shape(node: fx.Node) -> list[int] | None:
 
 
 def _matching(first: fx.Node, received: Blocks, sent: Blocks, written: Collection[int | None]) -> tuple[Blocks, Blocks]:
-    """Both in the order of the experts.
+    """Return both in the order of the experts.
 
     Raises:
         NotSeparableError: the two ends of a block are not known to have the same number.
@@ -215,7 +205,7 @@ def _is_exchange_of(arrived: fx.Node, counts: fx.Node, ranks: int, experts: int)
 
 
 def _split_into(wait: fx.Node, received: Blocks) -> list[fx.Node]:
-    """The blocks that are read of what arrives, in order."""
+    """Return the blocks that are read of what arrives, in order."""
     sizes = [number for block in received for number in block]
     readers = list(wait.users)
     names = ("split", "split_with_sizes")
@@ -240,7 +230,7 @@ def _are(given: Sequence[object], sizes: Sequence[fx.Node]) -> bool:
 
 
 def _made_of(launch: fx.Node, received: Blocks) -> list[fx.Node]:
-    """The blocks that are sent back, in order."""
+    """Return the blocks that are sent back, in order."""
     whole: Any = launch.args[0]
     sizes = [number for block in received for number in block]
     if ops.op_name(whole) not in ("cat", "concat", "concatenate") or _dim(whole) != 0 or len(whole.users) != 1:

@@ -119,8 +119,10 @@ class _Cut:
         self._erase(*reversed(readers), exchange.wait, launch, whole)  # type: ignore[arg-type]
 
     def _placed(self, wait: fx.Node, like: fx.Node) -> tuple[fx.Node | None, fx.Node, fx.Node]:
-        """The call that puts each row that comes back in its place, if nothing else reads them; where it puts them, and
-        the places. Without such a call, zeros, and the rows' own numbers."""
+        """Return the call that puts each row that comes back in its place, the tensor it writes to, and the places.
+
+        Without such a call, or if something else reads the rows: None, zeros, and the rows' own numbers.
+        """
         copied = next((user for user in wait.users if ops.op_name(user) == "index_copy"), None)
         if copied is not None and len(copied.args) == 4 and copied.args[1] == 0 and copied.args[3] is wait:
             zeros: Any = copied.args[0]
@@ -134,16 +136,18 @@ class _Cut:
         return None, self._zeros(wait, order, like), order
 
     def _zeros(self, wait: fx.Node, order: fx.Node, like: fx.Node) -> fx.Node:
-        """As many rows as `order` has numbers, as wide as those of `like`, a piece of what `wait` is for. Of a size
-        that data decides, Inductor would ask whether it is 0."""
+        """Make zeros: as many rows as `order` has numbers, as wide as those of `like`, a piece of what `wait` is for.
+
+        They are not made from a size: if data decides it, Inductor would ask whether it is 0.
+        """
         value, numbers = ops.tensor(wait), ops.tensor(order)
         assert value is not None
         assert numbers is not None
         ones = [1] * (value.dim() - 1)
         column = numbers.view(-1, *ones)
         shape = column.expand(-1, *value.shape[1:])
-        rows = self._method("view", (order, -1, *ones), column)
-        rows = self._method("expand", (rows, -1, *self._widths(like)), shape)
+        rows = self._put("view", (order, -1, *ones), column)
+        rows = self._put("expand", (rows, -1, *self._widths(like)), shape)
         options = {"dtype": value.dtype, "memory_format": torch.contiguous_format}
         return self._put(torch.zeros_like, (rows,), value.new_empty(shape.shape), options)
 
@@ -165,7 +169,7 @@ class _Cut:
         return self._put(wait.target, (launched, *wait.args[1:]), ops.fake(launched), wait.kwargs)
 
     def _sum(self, numbers: Sequence[fx.Node]) -> fx.Node:
-        """The size of some blocks together; each sum is made once, where it is first needed."""
+        """Return the size of some blocks together; each sum is made once, where it is first needed."""
         key = tuple(numbers)
         if len(key) > 1 and key not in self.sums:
             self.sums[key] = self._put(torch.sym_sum, (list(key),), _total(key))
@@ -183,7 +187,7 @@ class _Cut:
 
     @staticmethod
     def _empty(like: fx.Node, sizes: Sequence[fx.Node]) -> torch.Tensor:
-        """A fake tensor with as many rows."""
+        """Return a fake tensor like `like` with the rows of blocks of these sizes."""
         value = ops.tensor(like)
         assert value is not None
         return value.new_empty((_total(sizes), *value.shape[1:]))
@@ -191,25 +195,18 @@ class _Cut:
     def _put(self, target: Any, args: tuple[Any, ...], value: object, kwargs: Any = None) -> fx.Node:
         assert self.before is not None
         assert self.like is not None
+        op = "call_method" if isinstance(target, str) else "call_function"
         with self.graph.inserting_before(self.before):
-            new = self.graph.call_function(target, args, dict(kwargs or {}))
+            new = self.graph.create_node(op, target, args, dict(kwargs or {}))
         new.meta = {**self.like.meta, "example_value": value}
         return new
 
     def _widths(self, rows: fx.Node) -> list[int | fx.Node]:
-        """The sizes of rows but for their number."""
+        """Return the sizes of rows but for their number."""
         value = ops.tensor(rows)
         assert value is not None
         sizes = enumerate(value.shape)
-        return [one if isinstance(one, int) else self._method("size", (rows, at), one) for at, one in sizes if at]
-
-    def _method(self, name: str, args: tuple[Any, ...], value: object) -> fx.Node:
-        assert self.before is not None
-        assert self.like is not None
-        with self.graph.inserting_before(self.before):
-            new = self.graph.call_method(name, args)
-        new.meta = {**self.like.meta, "example_value": value}
-        return new
+        return [one if isinstance(one, int) else self._put("size", (rows, at), one) for at, one in sizes if at]
 
     def _erase(self, *nodes: fx.Node) -> None:
         for node in nodes:

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence, Set
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.operators import Effect, names_with
 from farskip_compile.passes.graph.walk import Predicate, spread, walk_back
 from farskip_compile.passes.residual.sums import (
     Dataflow,
@@ -36,11 +37,10 @@ from farskip_compile.passes.residual.sums import (
 
 RowMaps = Mapping[fx.Node, fx.Node]
 """For each row map, the node whose rows it takes."""
-PICKS = ["getitem", "index", "index_select", "narrow", "select", "slice", "gather", "take_along_dim"]
-REPEATS = ["repeat_interleave", "repeat", "tile", "expand", "expand_as", "broadcast_to"]
-TAKES_FIRST = frozenset([*PICKS, *REPEATS, "flip", "roll", "pad"])
+PICKS = names_with(Effect.ITEM, Effect.INDEX, Effect.PICK, Effect.PICK_ROWS, Effect.NARROW, Effect.SELECT, Effect.SLICE)
+TAKES_FIRST = PICKS | ops.REPEATS | names_with(Effect.ROLL) | {"pad"}
 """Operators that are linear in their first argument but for a constant, and take rows of no other one."""
-JOINS = frozenset(["cat", "concat", "concatenate"])
+JOINS = names_with(Effect.JOIN)
 FILLS = frozenset(["index_put", "index_copy", "scatter"])
 """Operators that write rows into their first argument: linear in the rows where that one is zeros."""
 

@@ -176,7 +176,7 @@ def test_operations_grow_linearly(connectivity: str) -> None:
         counts.append(count_calls(functools.partial(run, module, config)))
     assert excess(nodes) == 1
     seen = {"graph/ops.py", "residual/stream.py", "residual/regions.py", "residual/facts.py", "rewire/__init__.py"}
-    assert {*seen, "pipeline.py"} <= set(counts[0])
+    assert {*seen, "compiler/pipeline.py"} <= set(counts[0])
     assert counts[0].total() > 10 * nodes[0]  # the count does see the work
     for name in counts[-1]:
         of_file = [count[name] for count in counts]

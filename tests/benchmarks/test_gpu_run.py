@@ -107,7 +107,7 @@ def test_what_the_budget_does_not_reach_is_said(tmp_path: Path) -> None:
 
 
 def test_a_bare_checkout_is_enough(tmp_path: Path) -> None:
-    """Neither installed, nor with anything but torch and NumPy; whatever else is called so."""
+    """Neither installed, nor with anything but torch, NumPy and pydantic; whatever else is called so."""
     (tmp_path / "farskip_compile").mkdir()
     (tmp_path / "farskip_compile" / "__init__.py").write_text("raise RuntimeError('another copy')")
     code = f"""

@@ -18,9 +18,10 @@ from tests.cli.terminals import environment, with_pipes
 from tests.structure.sources import ROOT, modules
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CORE = {"torch", "numpy", "typer", "rich", "jinja2"}
+CORE = {"torch", "numpy", "typer", "rich", "jinja2", "pydantic"}
 COMES_WITH = {
-    **{"sympy": "torch", "functorch": "torch", "markupsafe": "jinja2", "tokenizers": "transformers"},
+    **{"sympy": "torch", "functorch": "torch", "markupsafe": "jinja2", "pydantic_core": "pydantic"},
+    "tokenizers": "transformers",
     "peft": "a model that has its adapters",
     "lightning": "a Trainer of its own, to which a callback is given",
 }

@@ -27,7 +27,7 @@ def test_ranks_that_are_alike_are_shown_together(tmp_path: Path) -> None:
     status, text = shown(str(tmp_path))
     assert status == 0
     lines = text.splitlines()
-    assert lines[:2] == ["ranks 0, 1, 2 of 3, 3 processes on node1, alive: rewired", "  train.py"]
+    assert lines[:2] == ["ranks 0 to 2 of 3, 3 processes on node1, alive: REWIRED", "  train.py"]
     assert lines[2:] == [
         "  Decoder: rewired, 3 of 3 rows asked for (4 in all)",
         "    moe leaves out the attention of its own layer",
@@ -63,11 +63,11 @@ def test_each_exit_status(tmp_path: Path) -> None:
     assert (status, "No process has written anything there" in text) == (2, True)
     leave(tmp_path, 0, 1, {**GRAPH, "ran": False, "first_run_seconds": None})
     status, text = shown(str(tmp_path))
-    assert (status, "has not run yet" in text, "unknown" in text) == (1, True, True)
+    assert (status, "has not run yet" in text, "UNKNOWN" in text) == (1, True, True)
     leave(tmp_path, 0, 1, GRAPH, alive=False)
     status, text = shown(str(tmp_path))
     assert status == 2
-    assert "process 100 on node1, no sign of life for 1 hour: was rewired" in text
+    assert "process 100 on node1, no sign of life for 1 hour: was REWIRED" in text
     assert text.splitlines()[-1] == "Nothing is known to run there."
     leave(tmp_path, 0, 1, GRAPH)
     (tmp_path / "torn.jsonl").write_text("{")
@@ -109,7 +109,7 @@ def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["status", str(tmp_path), "--json"])
     said = json.loads(done.stdout)
     assert (done.exit_code, said["rewired"]) == (1, False)
-    assert said["processes"][0]["verdict"] == "NOT REWIRED"
+    assert said["processes"][0]["answer"] == "NOT REWIRED"
     assert said["processes"][0]["models"][0]["outcome"] == "unchanged as asked"
     assert said["processes"][0]["compiled"][0]["overlap"][0]["hidden"] == OVERLAP["hidden"]
     assert done.stderr == ""

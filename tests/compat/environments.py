@@ -24,7 +24,7 @@ CORE = (
     "tests/inductor/test_generated_order.py",
     "tests/verify/test_rewiring.py",
     "tests/models/test_models.py",
-    "tests/models/test_overlapped_form.py",
+    "tests/benchmarks/test_overlapped_form.py",
     "tests/ranks/test_agree.py",
     "tests/distributed/test_overlap_ranks.py",
     "tests/distributed/test_rewire_ranks.py",

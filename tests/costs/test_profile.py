@@ -110,7 +110,7 @@ def broken(change: str, value: Any) -> dict[str, Any]:
         ("ranks_per_node", 8.0, "ranks_per_node must be an integer"),
         ("ranks_per_node", 0, "ranks_per_node = 0"),
         ("intra_node", [1], "intra_node must be a JSON object"),
-        ("devices", "H100", "devices must be a list of strings"),
+        ("devices", "H100", "devices must be a list, not str"),
         ("name", 3, "name must be a string"),
         ("memory_bandwidth", 0, "memory_bandwidth = 0.0 must be a positive"),
         ("memory_bandwidth", float("inf"), "Infinity is not a number"),

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from farskip_compile import ConfigError
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.healing.causal.batches import IGNORED, as_batch
 from farskip_compile.healing.distill import text_batches
 from tests.distill.text_common import BARE, MARKED, PLAIN, TEXT, chat_line, tokenizer, write_lines

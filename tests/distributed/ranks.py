@@ -20,12 +20,12 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch.multiprocessing.spawn import ProcessException
 
-from farskip_compile.compiler.ranks.leave import leaving
+from farskip_compile.compiler.ranks.process_group import leaving_process_group
 from tests.economy import collect_rarely
 
 PRELOADED = [
     "torch._inductor.compile_fx", "torch._inductor.fx_passes.fuse_attention", "torch._dynamo.backends.inductor",
-    "farskip_compile.backend", "farskip_compile.models", "farskip_compile.testing", "pytest", "hypothesis",
+    "farskip_compile.compiler.backend", "farskip_compile.models", "farskip_compile.testing", "pytest", "hypothesis",
     "transformers.modeling_utils", "tests.distributed.warm",
 ]  # fmt: skip
 """What ranks that are forked have imported already: it takes longer than most of what they are asked to do. A package
@@ -100,7 +100,7 @@ def _rank_main(
             world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )
-    with leaving(), _reported(errors):  # reported first: destroying a group waits for its pending collectives
+    with leaving_process_group(), _reported(errors):  # destroying a group waits for its collectives
         result = fn(rank, world_size, *args)
         (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
 

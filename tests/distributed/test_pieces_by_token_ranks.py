@@ -19,6 +19,7 @@ from torch import fx
 
 import farskip_compile
 from farskip_compile._compat import collectives, lookup_backend
+from farskip_compile.compiler.config import FarSkipConfig, resolve
 from farskip_compile.compiler.inductor_passes.micro_batches import cut_in_micro_batches
 from farskip_compile.compiler.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.costs import default_profile
@@ -252,9 +253,9 @@ def cut_and_run(
     if connectivity is not None:
         farskip_compile.backend(connectivity=connectivity).rewire(module)
     if batch:
-        cut_in_micro_batches(module, 2, (), strict=True)
+        cut_in_micro_batches(module, resolve(FarSkipConfig(micro_batches=2)))
     else:
-        cut_without_drops(module, 2, "auto", (), default_profile("cpu"), strict=True)
+        cut_without_drops(module, resolve(FarSkipConfig(pieces=2)), default_profile("cpu"))
     pieces.append(sum(map(is_piece, ops.calls(module.graph, comms.is_collective))))
     module.recompile()
     return lookup_backend("aot_eager")(module, inputs)

@@ -7,8 +7,7 @@ import re
 from dataclasses import MISSING, fields
 
 from farskip_compile.compiler.config import FarSkipConfig
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import why_indispensable
+from farskip_compile.passes.contract import PASSES, why_indispensable
 from tests.docs.blocks import ROOT
 
 TEXT = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
@@ -33,4 +32,4 @@ def test_defaults_are_those_of_the_code() -> None:
 def test_passes_that_can_be_left_out() -> None:
     (row,) = (line for line in TEXT.splitlines() if line.startswith("| `disable_passes` |"))
     named = set(re.findall(r"`(\w+)`", row.split("|")[3]))
-    assert named == {one.name for one in PASSES if not why_indispensable(PASSES, one.name)}
+    assert named == {one.name for one in PASSES if not why_indispensable(one.name)}

@@ -138,7 +138,7 @@ def test_a_model_that_someone_unguards_and_uncompiles(run: Any, healed: Path) ->
 @pytest.mark.parametrize("run", [logits, generated])
 def test_a_graph_that_this_backend_lets_pass(run: Any, healed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = started(str(healed))
-    backend = importlib.import_module("farskip_compile.backend")  # the name in the package is a function
+    backend = importlib.import_module("farskip_compile.compiler.backend")  # the name in the package is a function
     monkeypatch.setattr(backend.Backend, "rewire", lambda *_: CompileReport(Outcome.UNCHANGED, 5))
     with pytest.raises(OriginalWiringError, match="a graph was not rewired: unchanged as asked"):
         run(lm)

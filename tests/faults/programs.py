@@ -49,12 +49,12 @@ KERNELS = "our pass on kernels"
 INDUCTOR = "Inductor's code generator"
 CACHE = "Inductor's writing of its cache"
 PLACES: dict[str, tuple[Any, str]] = {
-    OUR_PASS: ("farskip_compile.passes.schedule.graph", "schedule_graph"),
-    KERNELS: ("farskip_compile.passes.schedule.kernels", "schedule_kernels"),
+    OUR_PASS: ("farskip_compile.compiler.inductor_passes.post_grad", "schedule_graph"),
+    KERNELS: ("farskip_compile.compiler.inductor_passes.after_fusion", "schedule_kernels"),
     INDUCTOR: (GraphLowering, "codegen"),
     CACHE: (pathlib.Path, "rename"),
-    "normalize": ("farskip_compile.passes.normalize", "normalize"),
-    "rewire": ("farskip_compile.passes.rewire", "rewire"),
+    "normalize": ("farskip_compile.compiler.pipeline", "normalize"),
+    "rewire": ("farskip_compile.compiler.pipeline", "rewire"),
     "verify": ("farskip_compile.compiler.pipeline", "verify"),
 }
 """Where something can go wrong in a compile: module or class, and the function of it."""

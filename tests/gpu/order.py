@@ -27,7 +27,7 @@ from torch._inductor import ir
 from torch._inductor.scheduler import NopKernelSchedulerNode
 
 from farskip_compile._compat import inductor
-from farskip_compile.compiler.inductor_passes import KernelPass
+from farskip_compile.compiler.inductor_passes.after_fusion import KernelPass
 from farskip_compile.records.announcement import announcement
 from tests.gpu.programs import calls_of
 

@@ -9,14 +9,14 @@ import pytest
 from torch import nn
 
 from farskip_compile import FarSkipWarning, OriginalWiringError
-from farskip_compile.compiler.guard.report import as_written, original_wiring
+from farskip_compile.compiler.guard.report import as_written, report_original_wiring
 
 
 def test_under_strict_each_call_is_an_error_that_names_the_way_out() -> None:
     module = nn.Linear(1, 1)
     for _ in range(2):
         with pytest.raises(OriginalWiringError, match="it is a copy") as caught:
-            original_wiring(module, "it is a copy", "compile it", strict=True)
+            report_original_wiring(module, "it is a copy", "compile it", strict=True)
         assert caught.value.way_out == "compile it"
     assert as_written(module) is None
 
@@ -26,8 +26,8 @@ def test_otherwise_a_module_warns_once_and_its_calls_are_counted() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for reason in ("first", "second"):
-            original_wiring(module, reason, "compile it", strict=False)
-        original_wiring(other, "third", "compile it", strict=False)
+            report_original_wiring(module, reason, "compile it", strict=False)
+        report_original_wiring(other, "third", "compile it", strict=False)
     assert [str(one.message).splitlines()[0] for one in caught] == ["first", "third"]
     assert all(one.category is FarSkipWarning for one in caught)
     known = as_written(module)

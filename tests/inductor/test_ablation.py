@@ -13,7 +13,7 @@ from torch import nn
 
 import farskip_compile
 from farskip_compile import FarSkipConfig
-from farskip_compile.compiler.ranks.common import common_options
+from farskip_compile.compiler.ranks.common_options import common_options
 from tests.distributed.ranks import run_ranks
 from tests.inductor.test_generated_order import quick_link
 

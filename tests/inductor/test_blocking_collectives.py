@@ -14,7 +14,7 @@ from torch import Tensor, fx
 import farskip_compile
 from farskip_compile import declare, declare_op
 from farskip_compile._compat import inductor
-from farskip_compile.compiler import inductor_passes
+from farskip_compile.compiler.inductor_passes import after_fusion
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.schedule import graph as in_graph
 from farskip_compile.passes.schedule import kernels as of_kernels
@@ -84,7 +84,7 @@ def test_another_order_of_what_blocks_and_a_launch_is_not_delivered(group: Any, 
         seen.append(launch)
 
     seen: list[Any] = []
-    monkeypatch.setattr(inductor_passes, "verify_kernels", moved)
+    monkeypatch.setattr(after_fusion, "verify_kernels", moved)
     x, y = torch.randn(WIDTH, WIDTH), torch.randn(WIDTH, WIDTH)
     with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
         compiled(writes_in_place, connectivity="none", strict=False)(x, y, group.group_name)

@@ -11,7 +11,9 @@ import torch
 from torch import fx
 
 from farskip_compile.compiler.inductor_passes.in_pieces import cut_in_pieces
+from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.runner import PassRunner
 from farskip_compile.passes.schedule.search import MemoryLimits
 from tests.passes.pieces.regions import Region, trace
 
@@ -38,5 +40,7 @@ def test_the_least_time_within_the_limit(seconds: Any, peaks: Any, wanted: int) 
         return SimpleNamespace(before=SimpleNamespace(peak_bytes=100), after=after)
 
     limits = MemoryLimits(memory_increase=0.1)
-    found = cut_in_pieces(module.graph, "auto", (), strict=True, scheduled=scheduled, limits=limits)
+    found = cut_in_pieces(
+        module.graph, "auto", PassRunner(Stage.POST_GRAD, module.graph), strict=True, scheduled=scheduled, limits=limits
+    )
     assert (found.pieces, len(ops.calls(module.graph, comms.is_all_to_all))) == (wanted, 2 * wanted)

@@ -19,16 +19,17 @@ from torch._inductor.graph import GraphLowering
 from farskip_compile._compat.collectives import all_to_all_single
 from farskip_compile._compat.costs import HINTS_REACH_MEMORY
 from farskip_compile._compat.inductor import PINNED, PRE_FUSION, CustomSchedulerPass, scheduling_options
-from farskip_compile.compiler import inductor_passes
-from farskip_compile.compiler.inductor_passes import KernelPass, PostGradPass
+from farskip_compile.compiler.config import FarSkipConfig, resolve
+from farskip_compile.compiler.inductor_passes import after_fusion, before_fusion, post_grad
+from farskip_compile.compiler.inductor_passes.after_fusion import KernelPass
 from farskip_compile.compiler.inductor_passes.plan import Plan
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.inductor_passes.post_grad import PostGradPass
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.costs import HardwareProfile, PerCollective, load_profile
 from farskip_compile.costs.profile import COLLECTIVE_KINDS
 from farskip_compile.models import MODELS, ParallelConfig, build
 from farskip_compile.passes.schedule import kernels
-from farskip_compile.passes.schedule.kernels import pin_products
-from farskip_compile.passes.schedule.search import MemoryLimits
+from farskip_compile.passes.schedule.pins import pin_products
 from farskip_compile.records.announcement import Announcement
 from farskip_compile.records.schedule import ScheduleReport
 
@@ -177,8 +178,8 @@ def watched() -> Watched:
     found = Watched()
     with (
         fake_ranks(2) as group,
-        mock.patch("farskip_compile.passes.schedule.kernels.pin_products", found.pin),
-        mock.patch.object(kernels, "schedule_kernels", found.order),
+        mock.patch.object(before_fusion, "pin_products", found.pin),
+        mock.patch.object(after_fusion, "schedule_kernels", found.order),
     ):
         model = build("deepseek_v3", parallel=parallel(LAYOUTS["deepseek_v3"], group), **SMALL)
         found.programs = programs(model, inductor={PRE_FUSION: found.theirs})
@@ -231,7 +232,7 @@ def test_weight_gradients_hide_collectives_of_the_plain_model(two_ranks: Any) ->
 def test_a_pass_of_the_user_before_fusion_runs_too(watched: Watched) -> None:
     assert len(watched.theirs.seen) == 2
     assert any(hiding_steps(watched.programs[0])), "and ours"
-    plan = Plan(quick_link())
+    plan = Plan(config=resolve(FarSkipConfig()), profile=quick_link())
 
     def key(theirs: Any) -> Any:
         found = scheduling_options({PRE_FUSION: theirs}, KernelPass(plan, "x"), pin_products, "x")[PRE_FUSION]
@@ -313,7 +314,7 @@ def test_reports_say_what_was_gained_and_keep_the_limit_on_memory(two_ranks: Any
 def test_scheduling_begins_with_the_order_that_is_written(two_ranks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inductor's own moves nodes towards what reads them, and so away from what they read: results wait for longer."""
     distances = []
-    schedule = inductor_passes.schedule_post_grad
+    schedule = post_grad.schedule_post_grad
 
     def look(graph: fx.Graph, *others: Any) -> Any:
         place = {node: number for number, node in enumerate(graph.nodes)}
@@ -321,7 +322,7 @@ def test_scheduling_begins_with_the_order_that_is_written(two_ranks: Any, monkey
         distances.append(sum(min(place[user] for user in node.users) - place[node] for node in called))
         return schedule(graph, *others)
 
-    monkeypatch.setattr(inductor_passes, "schedule_post_grad", look)
+    monkeypatch.setattr(post_grad, "schedule_post_grad", look)
     model = build("deepseek_v3", parallel=parallel("dropless", two_ranks), **{**SMALL, "layers": ("moe", "moe")})
     for theirs in ({}, {"reorder_for_locality": True}):
         options = {"profile": quick_link(), "connectivity": "full", "inductor": theirs}
@@ -354,7 +355,8 @@ def fused_with_what_hides_it(x: torch.Tensor, weight: torch.Tensor) -> torch.Ten
 def test_no_fusion_makes_a_launch_wait_for_what_hides_it(pinned: bool, two_ranks: Any) -> None:
     link = quick_link().inter_node
     slow = dataclasses.replace(link, bandwidth=1e7)
-    plan = Plan(dataclasses.replace(quick_link(), intra_node=slow, inter_node=slow), MemoryLimits(memory_increase=10.0))
+    profile = dataclasses.replace(quick_link(), intra_node=slow, inter_node=slow)
+    plan = Plan(config=resolve(FarSkipConfig(memory_increase=10.0)), profile=profile)
     pin = pin_products if pinned else lambda kernels: None
     options = {
         "post_grad_custom_post_pass": PostGradPass("test", None, plan),

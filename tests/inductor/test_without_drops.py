@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import fx
 
 from farskip_compile.comm import combine, dispatch
+from farskip_compile.compiler.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.compiler.inductor_passes.without_drops import cut_without_drops
 from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.costs import HardwareProfile, default_profile
@@ -50,8 +51,12 @@ def link(bandwidth: float, latency: float) -> HardwareProfile:
     )
 
 
+def asked(**options: Any) -> Resolved:
+    return resolve(FarSkipConfig(**options))
+
+
 def pieces_of(module: fx.GraphModule, profile: HardwareProfile, pieces: Any = "auto") -> int:
-    cut_without_drops(module, pieces, "experts", (), profile, strict=True)
+    cut_without_drops(module, asked(pieces=pieces, pieces_along="experts"), profile)
     return sum(map(is_piece, ops.calls(module.graph, comms.is_all_to_all))) // 2 or 1
 
 
@@ -80,16 +85,18 @@ def test_a_number_of_tokens_that_is_a_symbol_is_left_whole_unless_pieces_are_ask
 def test_leaving_the_pass_out_leaves_everything_whole() -> None:
     with fake_ranks(RANKS):
         module = captured(4096, 4096)
-        cut_without_drops(
-            module, 2, "auto", ("pieces_by_expert", "pieces_by_token"), default_profile("cpu"), strict=True
-        )
+        config = asked(pieces=2, disable_passes=["pieces_by_expert", "pieces_by_token"])
+        cut_without_drops(module, config, default_profile("cpu"))
         assert not any(map(is_piece, ops.calls(module.graph, comms.is_all_to_all)))
 
 
 def test_what_can_not_be_cut_is_an_error_or_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with fake_ranks(RANKS):
         module = captured(64, 16)
+        strict, lenient = (asked(pieces=4, pieces_along="experts", strict=strict) for strict in (True, False))
+        for config in (strict, lenient):
+            object.__setattr__(config, "pieces", 16)  # more than there are local experts, and than an option may be
         with pytest.raises(UnsupportedPatternError, match="fewer experts on each rank than pieces: 8"):
-            cut_without_drops(module, 16, "experts", (), default_profile("cpu"), strict=True)  # type: ignore[arg-type]
-        cut_without_drops(module, 16, "experts", (), default_profile("cpu"), strict=False)  # type: ignore[arg-type]
+            cut_without_drops(module, strict, default_profile("cpu"))
+        cut_without_drops(module, lenient, default_profile("cpu"))
     assert "an exchange stays whole: there are fewer experts" in caplog.text

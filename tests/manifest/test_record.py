@@ -96,7 +96,7 @@ WRONG = [
     ("schema", True, "schema is True, and this version reads 1"),
     ("schema", None, "schema is None, and this version reads 1"),
     ("connectivity", "ful", "connectivity must be one of full"),
-    ("connectivity", {"moe.2": "a2"}, "connectivity.moe.2 must be a list of strings"),
+    ("connectivity", {"moe.2": "a2"}, "connectivity.moe.2 must be a list, not str 'a2'"),
     ("layers", [1], "layers must be null, or the first and the last layer"),
     ("layers", [2, 1], "layers must be null"),
     ("layers", None, "layers is missing"),

@@ -22,14 +22,14 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from farskip_compile import testing
 from farskip_compile._compat import inductor
-from farskip_compile.compiler import inductor_passes
-from farskip_compile.compiler.inductor_passes import schedule_post_grad
+from farskip_compile.compiler.config import FarSkipConfig, resolve
+from farskip_compile.compiler.inductor_passes import post_grad
 from farskip_compile.compiler.inductor_passes.plan import Plan
+from farskip_compile.compiler.inductor_passes.post_grad import schedule_post_grad
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import VerificationError
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.graph import comms
-from farskip_compile.passes.schedule.search import MemoryLimits
 from farskip_compile.records.announcement import Announcement, announcement
 from tests.mutation.bench import Fault, Verdict, code, mutated
 
@@ -38,8 +38,9 @@ c10d = torch.ops._c10d_functional
 SIZE = 64
 
 
-def plan(**fields: Any) -> Plan:
-    return Plan(load_profile("cpu-gloo"), MemoryLimits(memory_increase=1e6), **fields)
+def plan(common: dict[str, Any] | None = None, **options: Any) -> Plan:
+    config = FarSkipConfig(memory_increase=1e6, **options)
+    return Plan(config=resolve(config), profile=load_profile("cpu-gloo"), common=common or {})
 
 
 class Graph:
@@ -225,7 +226,7 @@ def in_schedule(name: str, graph: str, break_it: Callable[[Scheduled], None]) ->
     """A fault in a graph that has just been scheduled."""
 
     def judge() -> Verdict | None:
-        verify_order = inductor_passes.verify_order
+        verify_order = post_grad.verify_order
 
         def break_and_verify(graph: fx.Graph, *args: Any) -> None:
             right = code(graph)
@@ -233,7 +234,7 @@ def in_schedule(name: str, graph: str, break_it: Callable[[Scheduled], None]) ->
             assert code(graph) != right, "the fault has changed nothing"
             verify_order(graph, *args)
 
-        with mock.patch.object(inductor_passes, "verify_order", break_and_verify):
+        with mock.patch.object(post_grad, "verify_order", break_and_verify):
             return judged(fresh(graph))
 
     return Fault(name, graph, judge)

@@ -93,9 +93,9 @@ FAULTS: list[Fault] = [
     ),
     in_pass(
         "rewired in inference only",
-        pipeline._asked,
-        '"connectivity": asked',
-        '"connectivity": "none" if __import__("torch").is_grad_enabled() else asked',
+        pipeline._request_for,
+        "GraphRequest(asked, config.layers)",
+        'GraphRequest("none" if __import__("torch").is_grad_enabled() else asked, config.layers)',
         TRAINING,
     ),
     in_pass(

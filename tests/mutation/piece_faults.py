@@ -15,8 +15,8 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces import blocks, by_expert
 from farskip_compile.passes.pieces.rules import NotSeparableError
 from farskip_compile.passes.pieces.tokens import batch, copies, cut_by_token, region, sliced
-from farskip_compile.verify.blocks import verify_blocks
 from farskip_compile.verify.tokens import verify_tokens
+from farskip_compile.verify.tokens.by_expert import verify_by_expert
 from tests.mutation.bench import Fault, Verdict, code, mutated
 from tests.passes.pieces import layers_without_drops as layers
 from tests.passes.pieces import sliced_layers
@@ -28,7 +28,7 @@ Cut = tuple[Callable[[fx.Graph], object], Callable[[fx.Graph, GraphSnapshot], ob
 
 BY_TOKEN: Cut = (lambda graph: cut_by_token(graph, lambda _: 2), verify_tokens, "proof of tokens")
 OF_THE_BATCH: Cut = (lambda graph: batch.cut_batch(graph, 2), verify_tokens, "proof of tokens")
-BY_EXPERT: Cut = (lambda graph: by_expert.cut_by_expert(graph, lambda _: 2), verify_blocks, "proof of blocks")
+BY_EXPERT: Cut = (lambda graph: by_expert.cut_by_expert(graph, lambda _: 2), verify_by_expert, "proof by expert")
 
 OURS: Capture = functools.cache(lambda: layers.captured(layers.ours))
 MIXED: Capture = functools.cache(lambda: layers.captured(layers.two_layers_that_mix))

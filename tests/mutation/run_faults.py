@@ -20,10 +20,10 @@ import torch.distributed._functional_collectives as funcol
 from farskip_compile import FarSkipConfig, backend, testing
 from farskip_compile._compat.distributed import StoreClient
 from farskip_compile._compat.generated import generating_only
-from farskip_compile.compiler import inductor_passes
+from farskip_compile.compiler.inductor_passes import after_fusion, post_grad
 from farskip_compile.compiler.ranks import agree, stale
 from farskip_compile.compiler.ranks import identity as cache_identity
-from farskip_compile.compiler.ranks.common import common_options
+from farskip_compile.compiler.ranks.common_options import common_options
 from farskip_compile.errors import OrderMismatchError, VerificationError
 from farskip_compile.models import ParallelConfig, build
 from farskip_compile.passes.rewire import split_collectives
@@ -78,11 +78,11 @@ def kernel_verdicts() -> dict[str, Verdict | None]:
                 verdicts[name] = Verdict.of("order verification", error)
 
     order = schedule_kernels.schedule_kernels
-    whole = functools.partial(mock.patch.object, schedule_kernels, "schedule_kernels")
+    whole = functools.partial(mock.patch.object, after_fusion, "schedule_kernels")
     torch.compiler.reset()
     with (
         whole(keep),
-        mock.patch.object(inductor_passes, "verify_kernels", check),
+        mock.patch.object(after_fusion, "verify_kernels", check),
         testing.fake_ranks(2),
         torch.no_grad(),
         generating_only(lambda kernels: None),
@@ -230,7 +230,7 @@ CONFIG = "json.dumps(config.to_json(), sort_keys=True)"
 
 def backward_is_not_scheduled() -> Verdict | None:
     with mutated(
-        inductor_passes.PostGradPass.__call__,
+        post_grad.PostGradPass.__call__,
         "if self.plan is not None and",
         'if self.plan is not None and _phase(graph) != "backward" and',
     ):

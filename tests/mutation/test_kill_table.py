@@ -33,6 +33,13 @@ def test_every_fault_is_noticed(part: str) -> None:
     assert not survivors, f"{len(rows) - len(survivors)} of {len(rows)} faults were noticed"
 
 
+def test_the_proof_itself_sees_every_fault_of_the_reader() -> None:
+    """Detection and the proof share the reader: a fault in it must stop the compile, and not only fail a test."""
+    judges = {row.fault.name: row.verdict.by if row.verdict else "" for row in judge("the reader of the table")}
+    assert len(judges) >= 5
+    assert set(judges.values()) == {"verify"}, judges
+
+
 def test_all_that_people_get_wrong_is_among_them() -> None:
     names = [fault.name for faults in PARTS.values() for fault in faults]
     assert len(names) >= 40

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from farskip_compile import ConfigError, FarSkipConfig, describe
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.costs import load_profile
 from farskip_compile.errors import ConnectivityError
 from farskip_compile.healing.plan import connectivity_of, find_front, measure_damage, with_estimates

@@ -194,12 +194,12 @@ def test_layouts_are_found(kind: type[Loop], transposed: bool, bias: bool) -> No
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Limited, "gives another output in evaluation mode"),
-        (OneSpecial, "gives another output in evaluation mode"),
-        (Dropping, "gives another output in training mode"),
+        (Limited, "gives other outputs in evaluation mode"),
+        (OneSpecial, "gives other outputs in evaluation mode"),
+        (Dropping, "gives other outputs in training mode"),
         (Detached, "gives other gradients in evaluation mode"),
         (Extra, "weights that the interface does not know: scale"),
-        (Reading, "could not be run on random input"),
+        (Reading, "on random weights, it could not be run"),
     ],
 )
 def test_what_is_not_the_same_function_is_left_alone(kind: type[Loop], reason: str) -> None:

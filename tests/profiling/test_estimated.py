@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from farskip_compile.measure.profiling import overlap, overlap_page, report_text
-from farskip_compile.measure.profiling.chrome_events import SCHEDULES, from_document
+from farskip_compile.measure.profiling.chrome import SCHEDULES, from_document
 from farskip_compile.records.schedule import Predicted, ScheduleReport
 from tests.profiling.traces import MAIN, document, event, gloo, op
 

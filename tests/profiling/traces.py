@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from farskip_compile.measure.profiling import Trace
-from farskip_compile.measure.profiling.chrome_events import from_document
+from farskip_compile.measure.profiling.chrome import from_document
 
 BASE = 1_790_857_026_000_000_000
 HOST = 4242

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from farskip_compile import FarSkipConfig
-from farskip_compile.compiler.inductor_passes import PostGradPass
-from farskip_compile.compiler.inductor_passes.plan import Around
+from farskip_compile.compiler.inductor_passes.plan import LayerContext
+from farskip_compile.compiler.inductor_passes.post_grad import PostGradPass
 from farskip_compile.compiler.ranks.identity import identity_of
 from tests.economy import share_headers
 
@@ -150,13 +150,13 @@ def test_what_was_made_for_something_else_is_not_taken(other: str, second: Secon
 def test_identity_covers_configuration_checkpoint_tags_and_what_a_layer_is_run_among() -> None:
     """Opened checkpoints differ from none in metadata only, which Inductor's own keys ignore."""
 
-    def uuid(config: FarSkipConfig, tagged: bool, **around: Any) -> Any:
+    def uuid(config: FarSkipConfig, tagged: bool, **context: Any) -> Any:
         graph = torch.fx.Graph()
         node = graph.call_function(torch.relu, (graph.placeholder("x"),))
         graph.output(node)
         if tagged:
             node.meta["recompute"] = "PREFER_RECOMPUTE"
-        return PostGradPass(identity_of(config, torch.fx.GraphModule({}, graph), None, Around(**around))).uuid()
+        return PostGradPass(identity_of(config, torch.fx.GraphModule({}, graph), None, LayerContext(**context))).uuid()
 
     base = uuid(FarSkipConfig(), tagged=False)
     assert base == uuid(FarSkipConfig(), tagged=False)

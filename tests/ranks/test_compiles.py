@@ -20,9 +20,9 @@ from torch import nn
 from torch.distributed import distributed_c10d
 
 from farskip_compile.compiler.ranks import agree
-from farskip_compile.compiler.ranks.captured import check_of
 from farskip_compile.compiler.ranks.compiles import Frame, counted
-from farskip_compile.compiler.ranks.leave import leaving
+from farskip_compile.compiler.ranks.process_group import leaving_process_group
+from farskip_compile.compiler.ranks.unannounced import check_of_captured
 from farskip_compile.errors import FarSkipError, OptionsMismatchError, RankFailedError
 from farskip_compile.models import ParallelConfig, build
 from tests.distributed.ranks import RankError, run_ranks
@@ -48,7 +48,7 @@ class Program:
             sizes: Any = [[[int(graph[1:])]]] if graph[1:] else None
             common = {"connectivity": graph[0]}
             frame = self.frames.setdefault(number, Frame())
-            check = check_of({self.name: REDUCED}, {self.name: sizes}, common)
+            check = check_of_captured({self.name: REDUCED}, {self.name: sizes}, common)
             self.compiles[number, graph] = counted(self.reduce, frame, common, check)
         return self.compiles[number, graph]()
 
@@ -102,7 +102,7 @@ def run_again(rank: int, world_size: int, folder: str) -> list[str]:
 
     for events in ("A", "A"), ("B", "B"), ("C", "D"), ("B!", "B"), ("A", "A"), ("1-A", "1-B"), ("1-A", "1-A"):
         run(*events)
-    with leaving():
+    with leaving_process_group():
         pass
     where = f"file://{folder}/again"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timedelta(seconds=30))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -13,10 +12,11 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 import farskip_compile
-from farskip_compile.compiler.inductor_passes.plan import Around
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler import inner
+from farskip_compile.compiler.inductor_passes.plan import LayerContext
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.records.schedule import Predicted, ScheduleReport, publish_schedule
-from farskip_compile.tools.regional.resident import bytes_beside
+from farskip_compile.tools.regional.outside_bytes import bytes_outside_layer
 from tests.regional.test_regional import IDS, model_of
 
 
@@ -29,7 +29,7 @@ def model() -> nn.Sequential:
 
 def test_all_but_the_largest_layer() -> None:
     made = model()
-    assert bytes_beside(made, [made[1], made[2]]) == 4 * (3 * 4 + 4 * 4) + 8 * 5
+    assert bytes_outside_layer(made, [made[1], made[2]]) == 4 * (3 * 4 + 4 * 4) + 8 * 5
 
 
 @pytest.mark.parametrize(("placement", "share"), [(Shard(0), 6 * 4), (Shard(1), 6 * 4), (Replicate(), 12 * 4)])
@@ -38,7 +38,7 @@ def test_of_a_sharded_parameter_an_equal_share(placement: Placement, share: int)
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
         made = model()
         made[0].weight = nn.Parameter(distribute_tensor(made[0].weight.data, mesh, [placement]))
-        assert bytes_beside(made, [made[2]]) == share + 4 * 4 * 4 + 8 * 5
+        assert bytes_outside_layer(made, [made[2]]) == share + 4 * 4 * 4 + 8 * 5
 
 
 def test_a_share_of_rows_that_are_not_divisible_is_the_same_on_all_ranks() -> None:
@@ -47,17 +47,17 @@ def test_a_share_of_rows_that_are_not_divisible_is_the_same_on_all_ranks() -> No
             mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
             made = model()
             made[0].weight = nn.Parameter(distribute_tensor(torch.zeros(3, 5), mesh, [Shard(0)]))
-            assert bytes_beside(made, [made[2]]) == 4 * 8 - 2 + 4 * 4 * 4 + 8 * 5
+            assert bytes_outside_layer(made, [made[2]]) == 4 * 8 - 2 + 4 * 4 * 4 + 8 * 5
 
 
 @pytest.mark.parametrize("options", [None, {"connectivity": "none"}])
 def test_whoever_compiles_a_layer_gets_it(options: dict[str, str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def plan(config: object, module: object, common: object, around: Around) -> None:
-        raise RuntimeError(f"{around.beside} bytes beside")
+    def plan(config: object, module: object, *, common: object, context: LayerContext) -> None:
+        raise RuntimeError(f"{context.bytes_outside} bytes beside")
 
-    monkeypatch.setattr(importlib.import_module("farskip_compile.backend"), "make_plan", plan)
+    monkeypatch.setattr(inner, "make_plan", plan)
     whole = model_of()
-    wanted = bytes_beside(whole, list(whole.layers))
+    wanted = bytes_outside_layer(whole, list(whole.layers))
     assert 0 < wanted < sum(one.nbytes for one in whole.parameters())
     farskip_compile.regional(whole, "none", compile=False)
     whole.layers[0].compile(backend="farskip", fullgraph=True, options=options)
@@ -79,6 +79,8 @@ def test_a_layer_is_told_how_late_is_what_the_one_before_has_left() -> None:
     assert [came for came, _ in keys[1:]] == [tail for _, tail in keys[:-1]]
     after = Predicted(1.0, 1.0, 1.0, 0.0, 0, 0, late_seconds=0.25)
     publish_schedule(ScheduleReport("inference", after=after, leaves=keys[1][1]))
-    backend = replace(farskip_compile.backend(), beside=lambda: 7)
-    assert backend._around(second) == Around(7, 0.25, keys[2][1])
-    assert backend._around(None) == backend._around(replace(second, departure=None)) == Around()
+    expected = LayerContext(bytes_outside=7, seconds_until_arrival=0.25, departure=keys[2][1])
+    assert inner._context(second, lambda: 7) == expected
+    assert (
+        inner._context(None, lambda: 7) == inner._context(replace(second, departure=None), lambda: 7) == LayerContext()
+    )

@@ -13,8 +13,8 @@ import torch
 import farskip_compile
 from farskip_compile.models import build
 from farskip_compile.records.announcement import Announcement
-from farskip_compile.records.first_run import watched
-from farskip_compile.records.ran import graphs_of
+from farskip_compile.records.registry import COMPILES
+from farskip_compile.records.runs import watched
 from farskip_compile.records.schedule import Predicted, ScheduleReport, listener
 
 IDS = torch.arange(8).view(1, 8)
@@ -121,7 +121,7 @@ def test_what_is_expected_comes_from_the_schedules_of_this_model(caplog: pytest.
         assert listener() is None
         output.sum().backward()
         assert listener() is None
-        (graph,) = graphs_of([weight])
+        (graph,) = COMPILES.graphs_of([weight])
         assert {phase: one.after.exposed_seconds for phase, one in graph.schedules.items()} == {
             "forward": 0.25,
             "backward": 0.5,

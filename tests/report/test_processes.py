@@ -27,11 +27,11 @@ import farskip_compile
 from farskip_compile.base.reading.files import DOCUMENT_BYTES
 from farskip_compile.errors import ConfigError, DenseModelError, FarSkipWarning, PartialModelError
 from farskip_compile.models import build
-from farskip_compile.records import living, process_file, processes
+from farskip_compile.records import living, process_file, processes, registry
 from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.records.living import Life, place, started
-from farskip_compile.records.process_records import REFUSED, REWIRED, SILENT
 from farskip_compile.records.processes import VARIABLE, FolderStatus, folder_of, read_folder
+from farskip_compile.records.registry import COMPILES
 
 IDS = torch.arange(8).view(1, 8)
 
@@ -40,7 +40,7 @@ IDS = torch.arange(8).view(1, 8)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this process writes, with nothing written before."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "status"))
-    monkeypatch.setattr(process_file, "_lines", {})
+    monkeypatch.setattr(COMPILES, "entries", {})
     return tmp_path / "status"
 
 
@@ -68,7 +68,7 @@ def test_what_this_process_leaves(folder: Path) -> None:
     assert file.stat().st_size < 8192
     found = read_folder(folder)
     (process,) = found.processes
-    assert (process.head.pid, process.life, process.verdict, found.status) == (os.getpid(), Life.ALIVE, "rewired", 0)
+    assert (process.head.pid, process.life, process.answer, found.status) == (os.getpid(), Life.ALIVE, "REWIRED", 0)
     graph, *parts, whole = process.compiled
     assert (graph.kind, graph.model, graph.outcome, graph.ran) == ("graph", "Decoder", "rewired", True)
     assert (graph.rows_rewired, graph.rows_asked, graph.rows, whole.rows_rewired) == (3, 3, 4, 5)
@@ -79,7 +79,7 @@ def test_what_this_process_leaves(folder: Path) -> None:
     with pytest.raises(DenseModelError):
         dense(IDS)
     (process,) = read_folder(folder).processes
-    assert (process.verdict, process.failures[-1].error) == ("NOT REWIRED", "DenseModelError")
+    assert (process.answer, process.failures[-1].error) == ("NOT REWIRED", "DenseModelError")
     model(IDS[:, :7])
     assert not read_folder(folder).rewired, "another model was compiled since, and not the one that was refused"
     del dense
@@ -95,7 +95,7 @@ def test_two_models_of_one_class_are_two(folder: Path) -> None:
     plain(IDS)
     rewired(IDS)
     (process,) = read_folder(folder).processes
-    assert [(one.name, one.verdict) for one in process.models] == [("Decoder", "NOT REWIRED"), ("Decoder", "rewired")]
+    assert [(one.name, one.answer) for one in process.models] == [("Decoder", "NOT REWIRED"), ("Decoder", "REWIRED")]
     assert read_folder(folder).status == 1
     torch.compiler.reset()
     plain.compile(backend="farskip", options={"inner": "eager"})
@@ -115,12 +115,65 @@ def test_beyond_dynamos_limit(folder: Path, strict: bool) -> None:
         with pytest.raises(PartialModelError) if strict else pytest.warns(FarSkipWarning, match="as it is written"):
             model(IDS[:, :7])
         (process,) = read_folder(folder).processes
-        assert [one.verdict for one in process.models] == ["NOT REWIRED"]
+        assert [one.answer for one in process.models] == ["NOT REWIRED"]
         assert (process.failures[0].kind, process.failures[0].model) == ("error" if strict else "stopped", "Decoder")
         assert read_folder(folder).status == 1
         torch.compiler.reset()
         model(IDS[:, :7])
         assert read_folder(folder).status == 0, "it was compiled anew"
+
+
+BOTH_WAYS = """
+import json, os, sys, warnings
+from pathlib import Path
+import torch
+from torch._dynamo import config
+import farskip_compile
+from farskip_compile.models import build
+from farskip_compile.records.processes import read_folder
+
+warnings.simplefilter("ignore")
+ids, by_whom = torch.arange(8).view(1, 8), sys.argv[1]
+models = [build("mixtral", vocab_size=16, hidden_size=32, layers=("moe", "moe")) for _ in range(2)]
+
+
+def answers():
+    (process,) = read_folder(Path(os.environ["FARSKIP_STATUS_DIR"])).processes
+    return [str(farskip_compile.status(models[0]).answer), str(process.models[-1].answer), str(process.answer)]
+
+
+said = []
+for model in models:
+    model.compile(backend="farskip", options={"inner": "eager", "strict": False})
+with config.patch(recompile_limit=1, automatic_dynamic_shapes=False):
+    for model in models:
+        model(ids)
+    said.append(answers())
+    if by_whom == "another backend":
+        torch.compile(models[0].forward, backend="eager")(ids[:, :7])
+    else:
+        models[0 if by_whom == "the model" else 1](ids[:, :7])
+    said.append(answers())
+    torch.compiler.reset()
+    for model in models:
+        model(ids[:, :7])
+        config.recompile_limit = 8
+    said.append(answers())
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("by_whom", ["the model", "one that shares its code", "another backend"])
+def test_beyond_dynamos_limit_both_say_the_same(tmp_path: Path, by_whom: str) -> None:
+    """`status(model)` and `farskip status`, also if the version beyond the limit was not for this model."""
+    environment = {**os.environ, VARIABLE: str(tmp_path / "status")}
+    command = [sys.executable, "-c", BOTH_WAYS, by_whom]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, beyond, anew = json.loads(done.stdout.splitlines()[-1])
+    assert before == ["REWIRED"] * 3
+    assert beyond == ["NOT REWIRED"] * 3
+    assert anew[:2] == ["REWIRED"] * 2
 
 
 def test_a_copy_that_runs_as_it_is_written(folder: Path) -> None:
@@ -132,7 +185,7 @@ def test_a_copy_that_runs_as_it_is_written(folder: Path) -> None:
     with pytest.warns(FarSkipWarning, match="original wiring"):
         twin(IDS)
     (process,) = read_folder(folder).processes
-    assert ([one.error for one in process.failures], process.verdict) == (["OriginalWiringError"], "NOT REWIRED")
+    assert ([one.error for one in process.failures], process.answer) == (["OriginalWiringError"], "NOT REWIRED")
     twin.compile(backend="farskip", options={"inner": "eager", "strict": False})
     twin(IDS[:, :7])
     assert read_folder(folder).status == 0, "the copy is compiled, too"
@@ -145,13 +198,13 @@ def test_a_forked_process_does_not_speak_for_its_parent(folder: Path) -> None:
         process_file.note_report(CompileReport(Outcome.NO_STACK, nodes=1, config={}))
         os._exit(0)
     os.waitpid(child, 0)
-    verdicts = {one.head.pid: (one.life, one.verdict) for one in every(folder)}
-    assert verdicts == {os.getpid(): (Life.ALIVE, "rewired"), child: (Life.ENDED, "unknown")}
+    verdicts = {one.head.pid: (one.life, one.answer) for one in every(folder)}
+    assert verdicts == {os.getpid(): (Life.ALIVE, "REWIRED"), child: (Life.ENDED, "UNKNOWN")}
 
 
 def test_signs_of_life_and_what_is_gone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other hosts see that the file is touched. A model that is gone runs no more."""
-    monkeypatch.setattr(process_file, "_beating", False)
+    monkeypatch.setattr(process_file._File, "is_touched", False)
     monkeypatch.setattr(process_file, "BEAT", 0.01)
     model = model_of()
     model(IDS)
@@ -177,14 +230,14 @@ def test_a_folder_that_can_not_be_written_is_no_error_of_the_run(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(VARIABLE, str(tmp_path / "file"))
-    monkeypatch.setattr(process_file, "_warned", False)
+    monkeypatch.setattr(process_file._File, "has_warned", False)
     model_of()(IDS)
     assert caplog.text.count("will not see this process") == 1
 
 
 def test_an_error_that_comes_again_is_the_last_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the oldest lines go: parts before errors, and one line for one error."""
-    monkeypatch.setattr(process_file, "MOST", 2)
+    monkeypatch.setattr(registry, "MOST_ENTRIES", 2)
     report = CompileReport(Outcome.REWIRED, nodes=1, config={"connectivity": "full", "layers": None})
     error = DenseModelError("the same")
     for again in range(3):
@@ -194,7 +247,7 @@ def test_an_error_that_comes_again_is_the_last_one(folder: Path, monkeypatch: py
             process_file.note_report(report)
     (process,) = read_folder(folder).processes
     assert [one.error for one in process.failures] == ["DenseModelError"]
-    assert process.verdict == "NOT REWIRED"
+    assert process.answer == "NOT REWIRED"
 
 
 def test_a_table_of_many_rows_does_not_fill_the_file(folder: Path) -> None:
@@ -203,11 +256,6 @@ def test_a_table_of_many_rows_does_not_fill_the_file(folder: Path) -> None:
     process_file.note_report(CompileReport(Outcome.NO_STACK, nodes=1, config=config))
     (file,) = folder.iterdir()
     assert file.stat().st_size < 2048
-
-
-def test_outcomes_are_those_of_reports() -> None:
-    assert REWIRED == (Outcome.REWIRED, Outcome.ALREADY)
-    assert (REFUSED, SILENT) == (Outcome.REFUSED, (Outcome.NO_STACK, Outcome.FRAGMENT))
 
 
 GRAPH = {
@@ -247,17 +295,17 @@ def every(folder: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("lines", "verdict"),
+    ("lines", "answer"),
     [
-        ([GRAPH], "rewired"),
-        ([{**GRAPH, "ran": None}], "rewired"),
-        ([{**GRAPH, "ran": False}], "unknown"),
-        ([], "unknown"),
-        ([{**GRAPH, "kind": "part"}], "unknown"),
-        ([{**GRAPH, "outcome": "no residual stack"}], "unknown"),
+        ([GRAPH], "REWIRED"),
+        ([{**GRAPH, "ran": None}], "REWIRED"),
+        ([{**GRAPH, "ran": False}], "UNKNOWN"),
+        ([], "UNKNOWN"),
+        ([{**GRAPH, "kind": "part"}], "UNKNOWN"),
+        ([{**GRAPH, "outcome": "no residual stack"}], "UNKNOWN"),
         ([PLAIN], "NOT REWIRED"),
         ([GRAPH, PLAIN], "NOT REWIRED"),
-        ([PLAIN, GRAPH], "rewired"),  # compiled anew
+        ([PLAIN, GRAPH], "REWIRED"),  # compiled anew
         ([{**PLAIN, "owner": 1}, {**GRAPH, "owner": 2}], "NOT REWIRED"),
         ([GRAPH, {**PLAIN, "model": "Teacher"}], "NOT REWIRED"),
         ([GRAPH, REFUSAL], "NOT REWIRED"),
@@ -266,17 +314,17 @@ def every(folder: Path) -> list[Any]:
         ([{**GRAPH, "rows_asked": None}], "NOT REWIRED"),
         ([{**GRAPH, "rows_rewired": 2}, GRAPH], "NOT REWIRED"),  # two shapes of one model
         ([GRAPH, ERROR], "NOT REWIRED"),
-        ([ERROR, GRAPH], "rewired"),
+        ([ERROR, GRAPH], "REWIRED"),
         ([{**ERROR, "owner": 1}, {**GRAPH, "owner": 2}], "NOT REWIRED"),
         ([{**GRAPH, "owner": 1}, STOPPED], "NOT REWIRED"),
-        ([STOPPED, {**GRAPH, "owner": 1}], "rewired"),
+        ([STOPPED, {**GRAPH, "owner": 1}], "REWIRED"),
         ([STOPPED, {**GRAPH, "owner": 2}], "NOT REWIRED"),
     ],
 )
-def test_the_verdict_on_a_process(tmp_path: Path, lines: list[Any], verdict: str) -> None:
+def test_the_answer_for_a_process(tmp_path: Path, lines: list[Any], answer: str) -> None:
     leave(tmp_path, 0, 1, *lines)
     found = read_folder(tmp_path)
-    assert ([one.verdict for one in found.processes], found.status) == ([verdict], int(verdict != "rewired"))
+    assert ([one.answer for one in found.processes], found.status) == ([answer], int(answer != "REWIRED"))
 
 
 def test_ranks_that_differ_or_are_missing(tmp_path: Path) -> None:
@@ -373,7 +421,7 @@ def test_a_damaged_file_is_named_and_hides_no_other(tmp_path: Path, text: str) -
     leave(tmp_path, 0, 1, GRAPH)
     (tmp_path / "vm-1.jsonl").write_bytes(text.encode("latin-1"))
     found = read_folder(tmp_path)
-    assert [one.verdict for one in found.processes] == ["rewired"]
+    assert [one.answer for one in found.processes] == ["REWIRED"]
     assert (len(found.unreadable), found.unreadable[0].startswith("vm-1.jsonl: "), found.status) == (1, True, 2)
     leave(tmp_path, 0, 1, PLAIN)
     assert read_folder(tmp_path).status == 1

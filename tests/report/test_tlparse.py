@@ -20,8 +20,7 @@ import torch.distributed as dist
 
 import farskip_compile
 from farskip_compile.models import ParallelConfig, build
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import Stage
+from farskip_compile.passes.contract import PASSES, Stage
 from farskip_compile.records.processes import VARIABLE, read_folder
 from tests.distributed.ranks import run_ranks
 from tests.economy import scalar_kernels
@@ -138,8 +137,8 @@ def test_what_is_expected_of_a_model_is_what_its_schedules_say(traced: Traced) -
     """By `status`, in the text for people and in what `farskip status` reads, forward and backward."""
     processes = read_folder(traced.processes)
     assert processes.status == 2, "they have ended"
-    assert [(one.head.rank, one.head.ranks, one.verdict) for one in processes.processes] == [
-        (rank, 2, "rewired") for rank in range(2)
+    assert [(one.head.rank, one.head.ranks, one.answer) for one in processes.processes] == [
+        (rank, 2, "REWIRED") for rank in range(2)
     ]
     for said, process in zip(traced.said, processes.processes, strict=True):
         expected = {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.simulate.rank_model import RankModel, rank_model
 from tests.simulate.tiny import SMALL, scenario

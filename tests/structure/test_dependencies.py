@@ -20,6 +20,7 @@ COMES_WITH = {
     "functorch": "torch",
     "sympy": "torch",
     "markupsafe": "jinja2",
+    "pydantic_core": "pydantic",
     "tokenizers": "transformers",
     "triton": "torch",  # where there is a GPU; the tests get it by `make test-all`
 }

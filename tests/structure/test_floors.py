@@ -134,7 +134,9 @@ def test_the_account_knows_detection_by_its_claims_alone() -> None:
 
 def test_what_the_proof_shares_with_detection_is_what_the_pages_say() -> None:
     """`docs/concepts.md` names the reader of the table and the edges of a graph."""
-    prover = [one for one in MODULES if within(one, "verify.rewiring", "verify.values", "verify.expected")]
+    prover = [
+        one for one in MODULES if within(one, "verify.rewiring", "verify.values", "verify.expected", "verify.reading")
+    ]
     detection = [one for one in MODULES if within(one, "passes.residual")]
     shared = {target.partition(".")[2] for _, target in arrows(prover, detection)}
     data = {"passes.residual", "passes.residual.table", "passes.residual.termset"}

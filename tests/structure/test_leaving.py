@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who ends a process group does it so that the interpreter can end (see farskip_compile/compiler/ranks/leave.py)."""
+"""A process group is destroyed so that the interpreter can end: see farskip_compile/compiler/ranks/process_group.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests.structure.sources import ROOT
 
-LEAVES = ROOT / "farskip_compile" / "compiler" / "ranks" / "leave.py"
+PROCESS_GROUP = ROOT / "farskip_compile" / "compiler" / "ranks" / "process_group.py"
 SENDS_NOTHING = re.compile(r'"fake"|join_fake_ranks|late_link|world_size=1\b')
 """Groups without threads, or of one rank in a process that goes on."""
 
@@ -16,7 +16,7 @@ SENDS_NOTHING = re.compile(r'"fake"|join_fake_ranks|late_link|world_size=1\b')
 def programs() -> Iterator[tuple[str, str]]:
     for folder in ("farskip_compile", "passes", "models", "benchmarks", "tests"):
         for file in (ROOT / folder).rglob("*.py"):
-            if file != LEAVES and "structure" not in file.parts:
+            if file != PROCESS_GROUP and "structure" not in file.parts:
                 yield str(file.relative_to(ROOT)), file.read_text()
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):

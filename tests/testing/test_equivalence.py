@@ -277,7 +277,7 @@ def test_a_pass_that_changes_a_bit_is_seen():
 
     model = small(layers=("moe", "moe"), shared_experts=2)
     assert_unchanged(model, IDS)
-    with mock.patch("farskip_compile.passes.normalize.normalize", reorders):
+    with mock.patch("farskip_compile.compiler.pipeline.normalize", reorders):
         assert "VerificationError: bringing the graph" in failure_of(assert_unchanged, model, IDS)
         with unverified():
             text = failure_of(assert_unchanged, model, IDS)
@@ -296,7 +296,7 @@ def test_a_gradient_that_is_lost_is_seen():
             user.replace_input_with(node, detached)
         return found
 
-    with mock.patch("farskip_compile.passes.normalize.normalize", detaches), unverified():
+    with mock.patch("farskip_compile.compiler.pipeline.normalize", detaches), unverified():
         text = failure_of(assert_unchanged, small(), IDS)
         assert "gradient of " in text
         assert "output" not in text

@@ -15,8 +15,8 @@ from torch import nn
 from torch._inductor.graph import GraphLowering
 
 from farskip_compile import ConfigError, FarSkipConfig
-from farskip_compile.compiler import inductor_passes
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.inductor_passes import after_fusion
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.models import build
 from farskip_compile.passes.schedule import kernels as schedule_kernels
 from farskip_compile.passes.schedule.timeline import flights
@@ -96,8 +96,8 @@ def test_an_order_that_waits_at_once_is_seen(two_ranks: Any) -> None:
         return [kernels[i] for i in order], dataclasses.replace(schedule, order=order, flights=flights(program, order))
 
     with (
-        mock.patch.object(schedule_kernels, "schedule_kernels", wait_at_once),
-        mock.patch.object(inductor_passes, "verify_kernels"),
+        mock.patch.object(after_fusion, "schedule_kernels", wait_at_once),
+        mock.patch.object(after_fusion, "verify_kernels"),
     ):
         text = failure_of(
             assert_overlappable, model_in("padded", two_ranks).eval(), IDS, at_least=SHORT, config=config()

@@ -237,6 +237,22 @@ _scaled_mm: d.call(scaled, v, w, v[:, :1], w[:1]); d.call(scaled, v, w, v[:1, :1
     d.call(scaled, v.mT, w, w[:1, :1], w[:1], o); d.call(scaled, v, w, w[:1, :1], w[:1], w[0])
 _grouped_mm: d.call(grouped, v, w.expand(2, -1, -1), i + 1);
     d.call(grouped, v, w.expand(2, -1, -1), (v > 0).long().sum(1))
+zeros: d.call(torch.zeros, n) + v
+ones: d.call(torch.ones, n) * v
+full: d.call(torch.full, (n,), 1.5) * v
+arange: d.call(torch.arange, n) * v
+size: v * v.size(0); v / v.size(dim=-1)
+stride: v * v.stride(0)
+numel: v * v.numel()
+dim: v * v.dim()
+is_floating_point: v * v.is_floating_point()
+narrow: v.narrow(1, 0, 1); torch.narrow(v, 0, 0, 1); v.narrow(-1, 0, 1) * 2
+bincount: torch.bincount((v > 0).long().flatten())
+histc: torch.histc(v, 2)
+unique: torch.unique(v); torch.unique(v > 0)
+nonzero: (v > 0).nonzero(); torch.nonzero(v)
+searchsorted: torch.searchsorted(w[0].sort()[0], v.contiguous()); torch.searchsorted(v.sort(-1)[0], o.contiguous())
+bucketize: torch.bucketize(v, w[0].sort()[0]); torch.bucketize(v, w[0].sort()[0]) * o
 scaled_dot_product_attention: F.scaled_dot_product_attention(v, o, o);
     F.scaled_dot_product_attention(query=v, key=v, value=o)
 conv1d: F.conv1d(v.transpose(1, 2), w3); F.conv1d(v, w3[:, : 1].expand(-1, v.size(1), -1), padding=1)

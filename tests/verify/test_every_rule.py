@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rule of the account of rows, held against numbers: each operator in many ways to call it, alone and in chains.
+"""Every line of the table of operators, as the account of rows reads it, held against numbers.
 
-Sizes are often equal, or 1: that is where a layout that is wrong by a dimension looks right.
+Each operator is called in many ways, alone and in chains. Sizes are often equal, or 1: that is where a layout that is
+wrong by a dimension looks right.
 """
 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,29 +20,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx
 
+from farskip_compile.passes.graph.operators import OPERATORS, Effect, is_tagged_pointwise, names_with
 from farskip_compile.passes.normalize.accumulations import added_alone
 from farskip_compile.passes.normalize.definitions import after_write
 from farskip_compile.passes.normalize.puts import put_sum
-from farskip_compile.verify.rows.along import is_pointwise
 from farskip_compile.verify.rows.layout import of_stream
 from farskip_compile.verify.rows.read import begin, read_rows
-from farskip_compile.verify.rows.rules import RULES
 from farskip_compile.verify.rows.state import RowDependence, RowFacts, merged
 from tests.economy import examples
 from tests.verify.drawn_graphs import Drawing
 from tests.verify.operator_calls import CALLS
 
 SHAPES = [(2, 2, 2), (1, 3, 3), (3, 2, 3), (2, 1, 3)]
-NOT_SEEN = frozenset(["empty_like", "new_empty", "not_", "fma"])
+NOT_SEEN = frozenset(["empty", "empty_like", "new_empty", "not_", "fma", "sym_size", "sym_stride", "sym_numel"])
 """Their values are nobody's, or no tensors; or only Inductor has the operator."""
-ON_RANKS = frozenset(
-    name for name in RULES if "::" in name or name in ("from_local", "to_local", "redistribute", "full_tensor")
-)
+ON_RANKS = frozenset(name for name in OPERATORS if "::" in name) | names_with(Effect.PLACE)
 """They need ranks, or another library."""
 POINTWISE = sorted(
     name
     for name in dir(torch.ops.aten)
-    if is_pointwise(name) and name not in RULES and not name.endswith("_") and not name.startswith("_foreach")
+    if is_tagged_pointwise(name)
+    and name not in OPERATORS
+    and not name.endswith("_")
+    and not name.startswith("_foreach")
 )
 
 
@@ -138,8 +141,18 @@ class Calls:
         return result if isinstance(value, torch.Tensor) else None
 
 
-def test_no_rule_is_left_out() -> None:
-    assert set(CALLS) | {"grouped_mm"} == set(RULES) - ON_RANKS - NOT_SEEN | {"_grouped_mm"}
+def test_contributing_shows_a_line_of_the_table() -> None:
+    text = " ".join((Path(__file__).parents[2] / "CONTRIBUTING.md").read_text().split())
+    shown = re.search(r'\(Operator\(E\.(\w+), at=(\d)\), "(\w+)"\)', text)
+    assert shown is not None
+    line = OPERATORS[shown[3]]
+    assert (line.effect.name, line.at) == (shown[1], int(shown[2]))
+    assert shown[3] in CALLS
+
+
+def test_no_line_of_the_table_is_left_out() -> None:
+    tagged = {name for name in CALLS if name not in OPERATORS and is_tagged_pointwise(name)}
+    assert set(CALLS) - tagged | {"grouped_mm"} == set(OPERATORS) - ON_RANKS - NOT_SEEN
 
 
 @pytest.mark.parametrize("name", CALLS)

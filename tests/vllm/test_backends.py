@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +10,8 @@ import pytest
 from torch import fx, nn
 
 from farskip_compile import FarSkipConfig
+from farskip_compile.compiler import inner
+from farskip_compile.compiler.backend import Backend
 from farskip_compile.records.compile import CompileReport, Outcome
 from farskip_compile.vllm import backends, overlap
 from farskip_compile.vllm.asked import Asked, ServingOptions
@@ -18,20 +19,19 @@ from farskip_compile.vllm.asked import Asked, ServingOptions
 FULL = Asked(ServingOptions(connectivity="full"), None, "a test")
 
 
-@pytest.mark.parametrize(("given", "inner"), [("farskip", "inductor"), ("inductor", "inductor"), ("eager", "eager")])
-def test_whole_graphs_go_to_one_of_torchs_backends(given, inner):
+@pytest.mark.parametrize(("given", "expected"), [("farskip", "inductor"), ("inductor", "inductor"), ("eager", "eager")])
+def test_whole_graphs_go_to_one_of_torchs_backends(given, expected):
     compilation = SimpleNamespace(inductor_compile_config={"max_autotune": True})
     whole = backends.rewiring_backend(given, compilation, FULL)
-    assert whole.inner == inner
-    assert whole.inductor == (compilation.inductor_compile_config if inner == "inductor" else {})
+    assert whole.inner == expected
+    assert whole.inductor == (compilation.inductor_compile_config if expected == "inductor" else {})
 
 
 def test_vllm_gets_compiled_code_as_it_is(monkeypatch):
     """A function around the compiled code can't be serialised, and vLLM would not start."""
     compiled = object()
-    module = importlib.import_module("farskip_compile.backend")
-    monkeypatch.setattr(module, "lookup_backend", lambda name: lambda graph, inputs: compiled)
-    known = (module.Backend(FarSkipConfig(inner="eager")), CompileReport(Outcome.REWIRED, 0, {}))
+    monkeypatch.setattr(inner, "lookup_backend", lambda name: lambda graph, inputs: compiled)
+    known = (Backend(FarSkipConfig(inner="eager")), CompileReport(Outcome.REWIRED, 0, {}))
     monkeypatch.setattr(backends, "rewire", lambda *_, **__: known)
     whole = backends.rewiring_backend("eager", SimpleNamespace(inductor_compile_config={}), FULL)
     assert whole(fx.symbolic_trace(nn.Identity()), ()) is compiled

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from farskip_compile.compiler.ranks import fake as fake_ranks
+from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.errors import ManifestError
 from farskip_compile.manifest import Manifest
 from farskip_compile.manifest.check import check_as_written, check_whole

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from farskip_compile.base.json_files import JsonReader
 from farskip_compile.cli import app
 from farskip_compile.cli.families import regressions
 from farskip_compile.tools.zoo.run import ZooEntry, check_family
@@ -48,8 +50,14 @@ def test_no_family_stops_working(name: str) -> None:
     assert entry.layers == QUARTER[name]
 
 
+def recorded(found: dict[str, Any]) -> ZooEntry:
+    """The entry that was written as `found`."""
+    fields = {key: value for key, value in found.items() if key != "status"}
+    return JsonReader("zoo.json").decode(ZooEntry, fields)
+
+
 def test_nothing_recorded_is_wrong() -> None:
-    entries = [ZooEntry.from_json(old) for old in RECORDED]
+    entries = [recorded(old) for old in RECORDED]
     assert not {"WRONG", "unchecked", "not built"} & counts(entries).keys()
     assert counts(entries)["rewired"] >= 48
     for entry in entries:
@@ -59,7 +67,7 @@ def test_nothing_recorded_is_wrong() -> None:
 
 
 def test_the_page_is_the_recorded_table() -> None:
-    entries = [ZooEntry.from_json(old) for old in RECORDED]
+    entries = [recorded(old) for old in RECORDED]
     text = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text()
     assert summary(entries) in text
     for line in page(entries).splitlines():
@@ -89,7 +97,7 @@ def entry(**changes: object) -> ZooEntry:
 )
 def test_status(changes: dict[str, object], status: str) -> None:
     assert entry(**changes).status == status
-    assert ZooEntry.from_json(json.loads(json.dumps(entry(**changes).to_json()))) == entry(**changes)
+    assert recorded(json.loads(json.dumps(entry(**changes).to_json()))) == entry(**changes)
 
 
 def test_regressions() -> None:

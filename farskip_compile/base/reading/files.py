@@ -50,7 +50,7 @@ def open_file(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, largest: int = DOCUMENT_BYTES) -> bytes | bytearray:
-    """The content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
         OSError: it can't be read, is not a regular file, or (`TooLarge`) has more than `largest` bytes.
@@ -60,7 +60,7 @@ def read_bytes(path: Path, largest: int = DOCUMENT_BYTES) -> bytes | bytearray:
 
 
 def read_unpacked(path: Path, largest: int) -> bytes | bytearray:
-    """The content of a regular file, unpacked if it is in gzip.
+    """Return the content of a regular file, unpacked if it is in gzip.
 
     Raises:
         OSError: as `read_bytes`; or (`TooLarge`) it unpacks to more than `largest` bytes, or to far more than its size.

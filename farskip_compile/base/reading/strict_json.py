@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON that says one thing only, and no more of it than can be handled.
+"""A parser of JSON that refuses ambiguous and oversized documents.
 
 In:    text.
 Out:   plain data: no key twice in an object, every number finite, nested to a modest depth.
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 MOST_NESTED = 64
 MOST_DIGITS = 40
-"""Of an integer: more than those that stand for "no limit" in configurations (31)."""
+"""Digits of the longest integer: more than those that stand for "no limit" in configurations (31)."""
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # an open one goes to the end: none is read twice
 _BRACKETS = b"[]{}"
@@ -25,7 +25,7 @@ _OTHERS = bytes(byte for byte in range(256) if byte not in _BRACKETS)
 
 
 def parse_json(text: str) -> Any:
-    """The data in `text`.
+    """Return the data in `text`.
 
     Raises:
         ValueError: it is not JSON; or it is, and has a key twice, a number that is not finite or has many digits, or
@@ -38,7 +38,7 @@ def parse_json(text: str) -> Any:
 
 
 def check_nesting(text: bytes | bytearray, most: int = MOST_NESTED) -> None:
-    """A `ValueError` if lists and objects are nested deeper than `most`; `text` need not be JSON."""
+    """Raise a `ValueError` if lists and objects are nested deeper than `most`; `text` need not be JSON."""
     if _depth(text) > most and _depth(_STRING.sub(b"", text)) > most:  # names of kernels have brackets, too
         raise ValueError(f"nested more than {most} deep")
 

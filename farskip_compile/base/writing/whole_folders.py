@@ -50,7 +50,7 @@ class FolderInTheMaking:
 
     @classmethod
     def of(cls, target: Path) -> FolderInTheMaking:
-        """The next content of `target`, with a new token."""
+        """Begin the next content of `target`, with a new token."""
         target = target.resolve()  # where a link leads
         in_place = target.is_dir() and (
             any(target.iterdir()) or target.is_mount() or not os.access(target.parent, os.W_OK)

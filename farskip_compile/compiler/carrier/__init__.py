@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What passes between layers that are compiled one by one: the stream in parts, and who gets it whole.
+"""The residual stream between layers that are compiled one by one, in parts that may still be in flight.
 
-`stream` is the carrier itself, `passing` makes one of what a compiled layer returns, `landing` waits for what a
-recomputed layer has in flight, `trail` puts the layers' tables together.
+`stream` is the carrier that a layer returns, `stream_parts` its parts and the whole tensor for other readers,
+`visible_class` the class that other code sees, `outputs` makes carriers of a compiled layer's outputs, `landing` waits
+for the collectives that a recomputed layer has in flight, `model_table` puts the layers' tables together.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator `farskip::land_if_recomputed`: waits for what a graph returns in flight, where nobody else will.
+"""The operator `farskip::land_if_recomputed`, which waits for collectives that a recomputed layer returns in flight.
 
-Contract: `torch.utils.checkpoint` runs a layer's forward again during the backward pass, and drops what it returns. A
-collective that is launched there is waited for at once; in a forward pass the operator does nothing.
+Contract: `torch.utils.checkpoint` runs a layer's forward again during the backward pass, and drops its outputs, so
+nobody else would wait for a collective that is launched there. In a forward pass the operator does nothing.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ class FarSkipConfig:
     stream begins with, `{"return": "final"}` where the stream is returned without a norm or a head."""
 
     disable_passes: Sequence[str] = ()
-    """Names of passes to leave out, for ablation: those of `farskip_compile.passes.PASSES` that keep the function of
-    the model and that no other pass needs. The same on all ranks."""
+    """Names of passes to leave out, for ablation: those of `farskip_compile.passes.contract.PASSES` that keep the
+    function of the model and that no other pass needs. The same on all ranks."""
 
     on_report: Callable[[Any], None] | None = None
     """Called with the `CompileReport` of each graph that the backend receives."""

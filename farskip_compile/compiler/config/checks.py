@@ -17,8 +17,7 @@ from farskip_compile.costs import HardwareProfile, profiles
 from farskip_compile.declare import check_kinds_option
 from farskip_compile.errors import ConfigError
 from farskip_compile.manifest import Manifest
-from farskip_compile.passes import PASSES
-from farskip_compile.passes.contract import why_indispensable
+from farskip_compile.passes.contract import PASSES, why_indispensable
 from farskip_compile.text_utils import did_you_mean
 
 if TYPE_CHECKING:
@@ -143,12 +142,12 @@ def _check_disabled(given: Sequence[str]) -> None:
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
         raise ConfigError(f"disable_passes={given!r} is not a list of names", way_out='disable_passes=["tags"]')
     known = [one.name for one in PASSES]
-    optional = ", ".join(name for name in known if not why_indispensable(PASSES, name))
+    optional = ", ".join(name for name in known if not why_indispensable(name))
     for name in given:
         if name not in known:
             hint = did_you_mean(name, known, f"passes that can be disabled: {optional}")
             raise ConfigError(f"disable_passes names an unknown pass, {name!r}", way_out=hint)
-        if reason := why_indispensable(PASSES, name):
+        if reason := why_indispensable(name):
             way_out = f"passes that can be disabled: {optional}"
             if name == "rewire":
                 way_out = f'connectivity="none" leaves the function as it is; {way_out}'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A count, for each thread, of the calls of this backend and of the runs of its graphs.
+"""A count for each thread: calls of this backend, and runs of its graphs.
 
-Contract: a number that only grows. A call of a compiled model in which it does not grow ran the model as it is written.
+Contract: the number only grows. A call of a compiled model in which it does not grow ran the model as it is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _local = _Local()
 
 
 def activity() -> int:
-    """Return the number."""
+    """Return the count of this thread."""
     return _local.count
 
 
@@ -32,7 +32,7 @@ def is_on_purpose() -> bool:
 
 @contextmanager
 def original_on_purpose() -> Iterator[None]:
-    """Let models run in their original wiring without a word: something compares with it."""
+    """Let models run in their original wiring within the block, without an error or a warning."""
     before, _local.on_purpose = _local.on_purpose, True
     try:
         yield
@@ -41,12 +41,12 @@ def original_on_purpose() -> Iterator[None]:
 
 
 def note_activity() -> None:
-    """The backend is called."""
+    """Count a call of the backend."""
     _local.count += 1
 
 
 def counted(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `compiled`, a graph, whose runs are counted."""
+    """Return the graph `compiled` as a function that counts its runs."""
 
     def run(*args: Any) -> Any:
         _local.count += 1

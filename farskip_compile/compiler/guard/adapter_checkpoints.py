@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of a rewired model are saved guarded by whoever saves them, and load onto models that run rewired.
+"""Loading and saving of guarded adapters, whose models run rewired or not at all.
 
 Contract: `register_adapter_types` and `watch_models` are called once PEFT, and transformers' support for it, are
 imported (`farskip_compile/__init__.py`).
 - Reading: the types `FARSKIP_*` are known to PEFT, in its own registry. The configuration that PEFT then makes is of a
   subclass of the original one, and guards what it saves.
 - Loading: `PeftModel.load_adapter`, `PeftModel.from_pretrained`, which calls it, and `load_adapter` of a model of
-  transformers guard the model (`forward`) and what it saves, merged weights too, once they have loaded a guarded
-  adapter. A weight that the adapter's file does not have is an error that names it.
+  transformers guard the model (`forward`) and the checkpoints that it saves, merged weights too, once they have loaded
+  a guarded adapter. A weight that the adapter's file does not have is an error that names it.
 - Saving: `save_pretrained` of a `PeftModel`, and of a model of transformers that holds adapters, writes manifest and
   guard with each adapter if the model has a manifest (`checkpoints.guard_saves`). Trainers, `push_to_hub` and scripts
   all save adapters by these.
@@ -36,11 +36,11 @@ from farskip_compile.manifest.record import Manifest
 
 CLASS_PREFIX = "FarSkip"
 DEFAULT = "default"
-"""Name of the adapter that PEFT saves into the folder itself; others get a folder in it."""
+"""The name of the adapter that PEFT saves into the folder itself; other adapters get folders in it."""
 
 
 def register_adapter_types() -> None:
-    """Let PEFT load and save guarded adapters; a second call changes nothing."""
+    """Let PEFT load and save guarded adapters. A second call changes nothing."""
     from peft import PeftConfig, PeftModel
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -48,7 +48,7 @@ def register_adapter_types() -> None:
     adapted: Any = PeftModel
 
     class Configurations(PeftConfig):
-        """Stands for the configuration class of every guarded type."""
+        """The configuration class of every guarded type, which makes a guarded subclass of the original one."""
 
         def __new__(cls, **kwargs: Any) -> Any:
             manifest, name = kwargs.pop(KEY, None), kwargs.pop(ORIGINAL_TYPE, "")
@@ -65,18 +65,18 @@ def register_adapter_types() -> None:
         if not str.startswith(name, PREFIX):
             known.setdefault(PREFIX + str.__str__(name), Configurations)
     if not hasattr(adapted.load_adapter, WATCHED):
-        adapted.load_adapter = _loading(adapted.load_adapter)
-        adapted.save_pretrained = _saving(adapted.save_pretrained)
+        adapted.load_adapter = _guarding_load(adapted.load_adapter)
+        adapted.save_pretrained = _guarding_save(adapted.save_pretrained)
 
 
 def watch_models() -> None:
-    """Let models of transformers load and save guarded adapters; a second call changes nothing."""
+    """Let models of transformers load and save guarded adapters. A second call changes nothing."""
     from transformers.modeling_utils import PreTrainedModel
 
     models: Any = PreTrainedModel
     if not hasattr(models.load_adapter, WATCHED):
-        models.load_adapter = _loading(models.load_adapter)
-        models.save_pretrained = _saving(models.save_pretrained)
+        models.load_adapter = _guarding_load(models.load_adapter)
+        models.save_pretrained = _guarding_save(models.save_pretrained)
 
 
 def _guard_config(config: Any, manifest: Any) -> None:
@@ -88,7 +88,7 @@ def _guard_config(config: Any, manifest: Any) -> None:
 
 @functools.cache
 def _guarded_class(config_class: Any) -> Any:
-    """The subclass of a configuration class that guards what it saves."""
+    """Return the subclass of a configuration class that guards the files that it saves."""
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         config_class.save_pretrained(self, save_directory, **kwargs)
@@ -100,24 +100,27 @@ def _guarded_class(config_class: Any) -> Any:
     return type(CLASS_PREFIX + config_class.__name__, (config_class,), body)
 
 
-def _loading(plain: Any) -> Any:
-    """Wrap a method that loads an adapter."""
+def _guarding_load(plain: Any) -> Any:
+    """Return a method that loads an adapter as `plain` does, and guards the model if the adapter is guarded."""
     signature = inspect.signature(plain)
 
     @functools.wraps(plain)
     def load_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
-        base = _base(self)
+        base = _base_model(self)
         result = plain(self, *args, **kwargs)
-        given = signature.bind(self, *args, **kwargs).arguments
-        place = str(given.get("model_id", given.get("peft_model_id")))
-        options = {**(given.get("adapter_kwargs") or {}), **given.get("kwargs", {})}
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        place = str(arguments.get("model_id", arguments.get("peft_model_id")))
+        options = {**(arguments.get("adapter_kwargs") or {}), **arguments.get("kwargs", {})}
         folder = Path(place) / (options.get("subfolder") or "")
-        manifest = _manifest(self.peft_config[given.get("adapter_name") or DEFAULT], folder)
+        manifest = _manifest_of_adapter(self.peft_config[arguments.get("adapter_name") or DEFAULT], folder)
         if manifest is not None:
-            outside = names_without_adapters(self)
-            own = [name for name in result.missing_keys if outside.get(name) is None or COPIES in name.split(".")]
-            if own:
-                refuse_lost(sorted(own), f"the adapter {place}")
+            names_in_base = names_without_adapters(self)
+            lost = []
+            for name in result.missing_keys:
+                if names_in_base.get(name) is None or COPIES in name.split("."):
+                    lost.append(name)
+            if lost:
+                refuse_lost(sorted(lost), f"the adapter {place}")
             _refuse_another_form(manifest, manifest_of_saves(base), place)
             guard_saves(base)(manifest)
             guard(base, next((str(file) for file in (folder / FILE, folder / ADAPTER) if file.exists()), None))
@@ -127,13 +130,13 @@ def _loading(plain: Any) -> Any:
     return load_adapter
 
 
-def _saving(plain: Any) -> Any:
-    """Wrap a method that saves the adapters of a model, each into the folder that PEFT gives it."""
+def _guarding_save(plain: Any) -> Any:
+    """Return a method that saves adapters as `plain` does, with manifest and guard in the folder of each."""
 
     @functools.wraps(plain)
     def save_pretrained(self: Any, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         configs = getattr(self, "peft_config", None)
-        found = manifest_of_saves(_base(self)) if configs else None
+        found = manifest_of_saves(_base_model(self)) if configs else None
         if found is None or not configs:
             return plain(self, save_directory, *args, **kwargs)
         manifest, guarded = found
@@ -151,13 +154,13 @@ def _saving(plain: Any) -> Any:
     return save_pretrained
 
 
-def _base(model: Any) -> Any:
-    """The model without adapters: that in a `PeftModel`, or the model of transformers that holds adapters itself."""
+def _base_model(model: Any) -> Any:
+    """Return the model in a `PeftModel`, or the model of transformers that holds adapters itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _manifest(config: Any, folder: Path) -> Manifest | None:
-    """The manifest of an adapter whose configuration, or whose file in a local folder, is guarded."""
+def _manifest_of_adapter(config: Any, folder: Path) -> Manifest | None:
+    """Return the manifest of an adapter whose configuration, or whose file in a local folder, is guarded."""
     if type(config).__module__ == __name__:
         return read_manifest({KEY: getattr(config, KEY)}, f"the configuration of {folder}")
     file = folder / ADAPTER

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`generate` of a `PeftModel` does not generate in the original wiring, past a compiled `PeftModel`.
+"""A guard for `generate` of a compiled `PeftModel`, which would generate in the original wiring.
 
-PEFT's `generate` is that of the model inside. That calls itself, so what was compiled, the `PeftModel` around it, is
-never called, neither by `model.compile(...)` nor by `torch.compile(model)`.
+PEFT's `generate` is the method of the model inside, which calls itself. So the compiled `PeftModel` around it is never
+called, neither after `model.compile(...)` nor after `torch.compile(model)`.
 
 Contract: once PEFT is imported (`farskip_compile/__init__.py`), its classes' `generate` refuses with an
 `OriginalWiringError` if the `PeftModel` is compiled in place with this backend and the model inside is not compiled;
-with `strict=False` there is one `FarSkipWarning` for each model. All else is PEFT's. What `torch.compile` returns is
-looked after by `wrappers`, which asks here which modules `generate` calls (`inside`).
+with `strict=False` there is one `FarSkipWarning` for each model. All else is PEFT's. `wrappers` watches the modules
+that `torch.compile` returns, and asks here which modules `generate` calls (`modules_that_generate`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch import nn
 from farskip_compile._compat.modules import is_compiled
 from farskip_compile._compat.reached import compiled_in_place_for
 from farskip_compile.compiler.guard.compilers import is_ours, is_strict
-from farskip_compile.compiler.guard.report import original_wiring
+from farskip_compile.compiler.guard.report import report_original_wiring
 
 WAY_OUT = 'model.get_base_model().compile(backend="farskip", fullgraph=True) in place of compiling the PeftModel'
 CHECKED = "farskip_checked"
 
 
 def watch_generate() -> None:
-    """Let `generate` of all of PEFT's classes look first; a second call changes nothing."""
+    """Let `generate` of all of PEFT's classes check the model first. A second call changes nothing."""
     import peft.peft_model
 
     for cls in vars(peft.peft_model).values():
@@ -38,8 +38,8 @@ def watch_generate() -> None:
             cls.generate = _watched(plain)
 
 
-def inside(model: nn.Module) -> Iterator[nn.Module]:
-    """The model itself, and the one that it calls if it is a `PeftModel`."""
+def modules_that_generate(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the model itself, and the model inside if it is a `PeftModel`."""
     yield model
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(model, peft.PeftModel | peft.PeftMixedModel):
@@ -51,7 +51,7 @@ def _watched(plain: Any) -> Any:
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         compiler = compiled_in_place_for(self)
         if compiler is not None and is_ours(compiler) and not is_compiled(self.get_base_model()):
-            original_wiring(
+            report_original_wiring(
                 self,
                 "`generate` of a PeftModel calls the model inside of it, which is not compiled and would run in its "
                 "original wiring: only a call of the PeftModel itself runs rewired",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A way out beside Dynamo's own error, where a model can't be captured as one graph.
+"""A hint added to Dynamo's own error, where a model can't be captured as one graph.
 
-Contract: with `fullgraph=True` and this backend, an error of Dynamo that has a known way out here gets a note that
-names it (`BaseException.add_note`). The error stays Dynamo's: its class, its text and its stack.
+Contract: with `fullgraph=True` and this backend, an error of Dynamo for which a hint is known here gets a note with the
+hint (`BaseException.add_note`). The error stays Dynamo's: its class, its text and its stack.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from farskip_compile.verify.graph_break_hints import DEPENDS_ON_DATA, depends_on
 
 
 def watch() -> None:
-    """Watch all captures, from now on. Called once, with the import of the backend."""
-    before_dynamo_raises(_note)
+    """Watch all captures from now on. The import of the backend calls this once."""
+    before_dynamo_raises(_add_hint)
 
 
-def _note(error: Exception, compiler: Compiler) -> None:
+def _add_hint(error: Exception, compiler: Compiler) -> None:
     if not is_ours(compiler) or not isinstance(error, CAPTURE_ERRORS):
         return
     if isinstance(error, TransparentError | BackendCompilerFailed):  # what a backend raised

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Guarded checkpoints load as the model that they were saved from, which runs rewired or not at all.
+"""Loading and saving of guarded checkpoints of transformers, whose models run rewired or not at all.
 
 Contract: `watch_configurations` and `watch_models` wrap methods of the two classes that all configurations and all
 models of transformers derive from. `farskip_compile/__init__.py` calls both functions when both packages are imported.
-- Reading: a guarded `config.json` reads as the original one (`manifest/guarded.py`) with the key `farskip_model_type`.
+- Reading: a guarded `config.json` is read as the original (`manifest/guarded.py`) with the key `farskip_model_type`.
 - Writing: a configuration with that key writes a guarded `config.json`, whoever saves it.
 - Loading: `from_pretrained` of any class, called by an Auto class or by its own name, gives the model with its weights,
   guarded (`forward`). A weight of the manifest's model that the checkpoint does not have is an error that names it.
@@ -32,15 +32,14 @@ from farskip_compile.manifest.lost import new_parameters, newly_initialised, of_
 from farskip_compile.manifest.record import Manifest
 
 WATCHED = "farskip_watched"
-"""Attribute of a method that is wrapped already."""
+"""The attribute of a method that is wrapped already."""
 INFO = "output_loading_info"
-"""Argument of `from_pretrained`: return the names of missing weights beside the model."""
-
+"""The argument of `from_pretrained` that asks for the names of missing weights, together with the model."""
 SAVES = "farskip_saves"
-"""Attribute of a model that has no configuration of transformers: the manifest of its adapters, and the guard."""
+"""The attribute of a model without a configuration of transformers: the manifest of its adapters, and the guard."""
 
-_read: ContextVar[list[Mapping[str, Any]] | None] = ContextVar("farskip_read", default=None)
-"""The guarded configurations that were read since a model's `from_pretrained` began."""
+_configs_read: ContextVar[list[Mapping[str, Any]] | None] = ContextVar("farskip_read", default=None)
+"""The guarded configurations that a running `from_pretrained` has read."""
 
 
 def watch_configurations() -> None:
@@ -57,8 +56,9 @@ def watch_configurations() -> None:
         content = read(cls, json_file)
         if str(content.get(TYPE, "")).startswith(PREFIX) and isinstance(content.get(ORIGINAL_TYPE), str):
             content = original(content) | {ORIGINAL_TYPE: content[ORIGINAL_TYPE]}
-            if (found := _read.get()) is not None:
-                found.append(content)
+            configs = _configs_read.get()
+            if configs is not None:
+                configs.append(content)
         return content
 
     @functools.wraps(write)
@@ -85,31 +85,32 @@ def watch_models() -> None:
 
     @functools.wraps(load)
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _read.set(seen := [])
+        configs: list[Mapping[str, Any]] = []
+        token = _configs_read.set(configs)
         try:
             model, info = load(cls, pretrained_model_name_or_path, *args, **(kwargs | {INFO: True}))
         finally:
-            _read.reset(token)
+            _configs_read.reset(token)
         subfolder = kwargs.get("subfolder") or ""
         if _is_marked(model.config):
-            seen.append(vars(model.config))
-        elif not seen and kwargs.get("config") is not None and pretrained_model_name_or_path is not None:
-            seen += _guarded_config(str(pretrained_model_name_or_path), kwargs)
-        if seen:
-            _finish(model, seen[-1], subfolder, info)
+            configs.append(vars(model.config))
+        elif not configs and kwargs.get("config") is not None and pretrained_model_name_or_path is not None:
+            configs += _guarded_config(str(pretrained_model_name_or_path), kwargs)
+        if configs:
+            _check_and_guard(model, configs[-1], subfolder, info)
         return (model, info) if kwargs.get(INFO, False) else model
 
     @functools.wraps(build)
     def _from_config(cls: Any, config: Any, **kwargs: Any) -> Any:
         model = build(cls, config, **kwargs)
         if _is_marked(config):
-            guard(model, _file(Path(str(config.name_or_path))))
+            guard(model, _manifest_file(Path(str(config.name_or_path))))
         return model
 
     setattr(from_pretrained, WATCHED, True)
     for method in (from_pretrained, _from_config):
-        found: Any = method
-        setattr(models, found.__name__, classmethod(found))
+        wrapped: Any = method
+        setattr(models, wrapped.__name__, classmethod(wrapped))
 
 
 def guard_saves(model: Any, *, guarded: bool = True) -> Callable[[Manifest], None]:
@@ -117,12 +118,12 @@ def guard_saves(model: Any, *, guarded: bool = True) -> Callable[[Manifest], Non
 
     Args:
         model: the module.
-        guarded: False: the manifest alone.
+        guarded: True to write the manifest and the guard, False to write the manifest alone.
 
     Returns:
         A function to be called with the manifest when there is one; until then nothing is guarded. For a model without
-        a configuration of transformers only its adapters are guarded. It does nothing for a model that is marked by
-        AMD's keys.
+        a configuration of transformers only its adapters are guarded. The function does nothing for a model that is
+        marked by AMD's keys.
     """
     config: Any = getattr(model, "config", None)
     kind = getattr(sys.modules.get("transformers"), "PreTrainedConfig", None)
@@ -135,15 +136,15 @@ def guard_saves(model: Any, *, guarded: bool = True) -> Callable[[Manifest], Non
 
 
 def manifest_of_saves(model: nn.Module) -> tuple[Manifest, bool] | None:
-    """Return the manifest that is saved with `model` or its adapters, and whether the guard is; None: neither."""
+    """Return the manifest that is saved with `model` or its adapters, and whether the guard is, or None."""
     if SAVES in vars(model):
         saves: tuple[Manifest, bool] = vars(model)[SAVES]
         return saves
     config = getattr(model, "config", None)
-    found = getattr(config, "__dict__", {}).get(KEY)
-    if not isinstance(found, Mapping):
+    manifest = getattr(config, "__dict__", {}).get(KEY)
+    if not isinstance(manifest, Mapping):
         return None
-    return read_manifest({KEY: found}, "the model's configuration"), _is_marked(config)
+    return read_manifest({KEY: manifest}, "the model's configuration"), _is_marked(config)
 
 
 def _is_marked(config: Any) -> bool:
@@ -161,7 +162,7 @@ def _mark(model: nn.Module, manifest: Any, *, guarded: bool) -> None:
 
 
 def _configurations(model: nn.Module) -> Iterator[Any]:
-    """The configuration of the model, and those of models of transformers in it, which may be saved apart."""
+    """Yield the configurations of the model and of models of transformers in it, which may be saved apart."""
     of_transformers = getattr(sys.modules.get("transformers"), "PreTrainedModel", ())
     yield model.config
     for module in model.modules():
@@ -169,8 +170,8 @@ def _configurations(model: nn.Module) -> Iterator[Any]:
             yield module.config
 
 
-def _finish(model: nn.Module, content: Mapping[str, Any], subfolder: str, info: Mapping[str, Any]) -> None:
-    """Check that all weights were loaded, and guard the model and what it saves."""
+def _check_and_guard(model: nn.Module, content: Mapping[str, Any], subfolder: str, info: Mapping[str, Any]) -> None:
+    """Check that all weights were loaded, and guard the model and the checkpoints that it saves."""
     config: Any = model.config
     place = str(config.name_or_path)
     folder, manifest = Path(place) / subfolder, None
@@ -179,23 +180,23 @@ def _finish(model: nn.Module, content: Mapping[str, Any], subfolder: str, info: 
     elif isinstance(content.get(KEY), Mapping):
         manifest = read_manifest(content, f"the configuration of {place}")
     names = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    if manifest is not None and manifest.fingerprint is not None:  # also what transformers is told not to miss
+    if manifest is not None and manifest.fingerprint is not None:  # also weights that transformers may miss
         names |= {*new_parameters(model), *newly_initialised(model.state_dict(keep_vars=True))}
     if lost := of_model(manifest, names):
         refuse_lost(lost, f"the checkpoint {place}")
     _mark(model, manifest.to_json() if manifest is not None else None, guarded=True)
-    guard(model, _file(folder))
+    guard(model, _manifest_file(folder))
 
 
-def _file(folder: Path) -> str | None:
-    """The file that holds the manifest of a local checkpoint."""
+def _manifest_file(folder: Path) -> str | None:
+    """Return the file that holds the manifest of a local checkpoint, or None."""
     return next((str(file) for file in (folder / FILE, folder / CONFIG) if file.exists()), None)
 
 
 def _guarded_config(place: str, kwargs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The `config.json` of a local or downloaded checkpoint, if it is guarded.
+    """Return the `config.json` of a local or downloaded checkpoint, if it is guarded.
 
-    Transformers does not read it where the caller gives another configuration.
+    transformers does not read it where the caller gives another configuration.
     """
     from transformers.utils.hub import cached_file
 

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that is compiled in place knows when its forward runs uncompiled.
+"""Guards of models that are compiled in place, which notice when the forward is about to run uncompiled.
 
-`model.compile(backend="farskip")` holds for calls of this very object, while Dynamo compiles. PyTorch drops it from
-copies (`copy.deepcopy`, `AveragedModel`) and pickles; `model.forward(...)`, an outer `torch.compile`,
-`torch.export` and a stance pass by it. `UNSEEN` is the list of what passes by the guard as well.
+`model.compile(backend="farskip")` holds for calls of this very object, while Dynamo compiles. PyTorch drops the
+compilation from copies (`copy.deepcopy`, `AveragedModel`) and pickles; `model.forward(...)`, an outer `torch.compile`,
+`torch.export` and a stance bypass it. `UNSEEN` lists the calls that bypass the guard as well.
 
-Contract: `watch` lets each module that is compiled in place with this backend get a guard (`forward`), and each model
-of transformers in it; not where the options keep the function (`connectivity="none"`). If a forward is about to run in
-its original wiring, that is an `OriginalWiringError` under `strict`, where the weights are for another one: a manifest
-describes them, the model ran rewired before, or the model that it is a copy of did and they were written to since, as
-`AveragedModel` does. Otherwise it is one `FarSkipWarning` for each copy, and is counted for `farskip_compile.status`.
+Contract: `watch` gives a guard (`forward`) to each module that is compiled in place with this backend, and to each
+model of transformers in it, unless the options keep the function (`connectivity="none"`). A forward that is about to
+run in its original wiring is an `OriginalWiringError` under `strict` if the weights are for the rewired form: a
+manifest describes them, the model ran rewired before, or the original of this copy did, and the copy's weights were
+written since, as `AveragedModel` does. Otherwise it is one `FarSkipWarning` for each copy, and is counted for
+`farskip_compile.status`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from farskip_compile._compat.reached import Compiler, stance, tracing, watch_com
 from farskip_compile._compat.runs import class_name
 from farskip_compile._compat.tensors import was_written
 from farskip_compile.compiler.guard.compilers import changes_function, is_ours, is_strict, option
-from farskip_compile.compiler.guard.forward import GUARD, REFUSES, Guard, attach, refuses, with_parts
-from farskip_compile.compiler.guard.report import original_wiring
-from farskip_compile.compiler.guard.wrappers import taken_out
+from farskip_compile.compiler.guard.forward import GUARD, REFUSES, Guard, always_refuses, attach, with_models_inside
+from farskip_compile.compiler.guard.report import report_original_wiring
+from farskip_compile.compiler.guard.wrappers import check_recompiled_wrapper
 
 UNSEEN = (
     "a part of the model that is called by itself (`model.layers[0](x)`)",
@@ -36,22 +37,23 @@ UNSEEN = (
     "weights that were copied into a model that was never compiled (`load_state_dict`, a state dict on disk without a "
     "manifest)",
 )
-"""Ways to run a model as it is written, or its weights in another model, that no hook of PyTorch tells of."""
+"""Ways to run a model as it is written, or its weights in another model, for which PyTorch has no hook."""
 UNGUARD = "; farskip_compile.unguard(model) where the original function is wanted"
 
 
 class ModelFamily:
-    """A model and its copies: whether one of them was rewired. Copies share it, pickles get one of their own."""
+    """A model and its copies, which share this object; a pickle gets one of its own."""
 
     def __init__(self) -> None:
         self.rewired = False
+        """True once the model or a copy of it was rewired."""
 
     def __deepcopy__(self, _: dict[int, Any]) -> ModelFamily:
         return self
 
 
 class CompiledGuard(Guard):
-    """The guard of a module that is compiled in place, or of a copy of it, which is not."""
+    """The guard of a module that is compiled in place, or of an uncompiled copy of one."""
 
     def __init__(self, module: nn.Module, family: ModelFamily, *, strict: bool, has_manifest: bool) -> None:
         self.module = module
@@ -59,26 +61,26 @@ class CompiledGuard(Guard):
         self.strict = strict
         self.has_manifest = has_manifest
         self.copied_before = False
-        """Return whether the module was copied before its family was rewired."""
+        """True if the module was copied before its family was rewired."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "copied_before": not self.family.rewired}
 
-    def rewired(self) -> None:
-        """See `Guard`."""
+    def note_rewired_trace(self) -> None:
+        """Remember that the trace of this backend goes through the module."""
         if (output := tracing()) is not None:
             _traced.setdefault(output, []).append(self.family)
 
-    def original(self) -> None:
-        """See `Guard`."""
-        cause, way_out = self._cause()
+    def refuse_original(self) -> None:
+        """Raise or warn: the forward is about to run in its original wiring."""
+        cause, hint = self._cause_and_hint()
         name = class_name(self.module)
         needed = self.has_manifest or self._weights_are_rewired()
         weights = ", and its weights are for the rewired form" if needed else ""
-        original_wiring(
+        report_original_wiring(
             self.module,
             f"a {name} that was compiled to run rewired is about to run in its original wiring{weights}: {cause}",
-            way_out + UNGUARD,
+            hint + UNGUARD,
             strict=self.strict and needed,
         )
 
@@ -87,8 +89,8 @@ class CompiledGuard(Guard):
             return self.family.rewired
         return any(map(was_written, self.module.parameters()))
 
-    def _cause(self) -> tuple[str, str]:
-        """Return why it is not compiled, and the way out."""
+    def _cause_and_hint(self) -> tuple[str, str]:
+        """Return why the module is about to run uncompiled, and what to do about it."""
         again = 'model.compile(backend="farskip", fullgraph=True, options={...})'
         if tracing() is not None:
             return (
@@ -107,16 +109,16 @@ class CompiledGuard(Guard):
 
 
 _traced: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Map each object that Dynamo traces into to the families of the guarded modules that Dynamo met there."""
+"""The families of the guarded modules in each trace, by the object that Dynamo traces into."""
 
 
 def watch() -> None:
-    """Guard all modules that are compiled in place from now on. Called once, with the import of the backend."""
-    watch_compiles(_guard, taken_out)
+    """Guard all modules that are compiled in place from now on. The import of the backend calls this once."""
+    watch_compiles(_guard, check_recompiled_wrapper)
 
 
 def note_rewired() -> None:
-    """The graph that Dynamo has just traced was rewired."""
+    """Mark the families of all guarded modules in the graph that Dynamo has just traced as rewired."""
     traced = tracing()
     families: list[ModelFamily] = _traced.get(traced, []) if traced is not None else []
     for family in families:
@@ -128,8 +130,8 @@ def _guard(model: nn.Module, compiler: Compiler) -> None:
         return
     known = vars(model).get(GUARD)
     family = known.family if isinstance(known, CompiledGuard) else ModelFamily()
-    carried = getattr(getattr(model, "config", None), "farskip", None)
-    has_manifest = option(compiler, "manifest") is not None or isinstance(carried, dict)
-    for module in with_parts(model):
-        if not refuses(module):
+    manifest_in_config = getattr(getattr(model, "config", None), "farskip", None)
+    has_manifest = option(compiler, "manifest") is not None or isinstance(manifest_in_config, dict)
+    for module in with_models_inside(model):
+        if not always_refuses(module):
             attach(module, CompiledGuard(module, family, strict=is_strict(compiler), has_manifest=has_manifest))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backends are this package's.
+"""Predicates that tell this package's backends from others.
 
-Contract: by the object that Dynamo calls, so that code which another backend traces, `torch.export` included, is not
-taken for ours; `torch.compiler.is_compiling()` is true in all of them. A function of the user's around our backend is
-not seen through. This does not import the backend, which imports it.
+Contract: a backend is told by the object that Dynamo calls, so that code which another backend traces, `torch.export`
+included, is not taken for ours; `torch.compiler.is_compiling()` is true in all of them. A function of the user's around
+our backend is not recognised. This module does not import the backend, which imports this module.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from farskip_compile._compat.reached import Compiler, tracing_for
 
-HOME = "farskip_compile.backend"
+BACKEND_MODULE = "farskip_compile.compiler.backend"
 NAME = "farskip"
-"""Of the function there, which is also its name for `torch.compile`."""
+"""The name of the function there, and of the backend for `torch.compile`."""
 
 
 def is_ours(compiler: Compiler | None) -> bool:
-    """Whether it is the function `farskip`, or a `Backend`."""
-    return compiler is not None and _function(compiler[0]).__module__ == HOME
+    """Return whether `compiler` is the function `farskip`, or a `Backend`."""
+    return compiler is not None and _function(compiler[0]).__module__ == BACKEND_MODULE
 
 
 def is_strict(compiler: Compiler) -> bool:
-    """Whether what can't be rewired as asked is an error."""
+    """Return whether it is an error if a model can't be rewired as asked."""
     return bool(option(compiler, "strict", True))
 
 
@@ -34,7 +34,7 @@ def changes_function(compiler: Compiler) -> bool:
 
 
 def option(compiler: Compiler, name: str, default: Any = None) -> Any:
-    """The option `name` of `FarSkipConfig` as it was given, or `default`."""
+    """Return the option `name` of `FarSkipConfig` as it was given, or `default`."""
     function, arguments = compiler
     options = arguments.get("options") or {}
     if isinstance(function, functools.partial):
@@ -44,7 +44,7 @@ def option(compiler: Compiler, name: str, default: Any = None) -> Any:
 
 
 def traced_by_us() -> bool:
-    """Whether Dynamo traces the calling code for our backend. For what runs while tracing."""
+    """Return whether Dynamo traces the calling code for our backend."""
     return is_ours(tracing_for())
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""That a model ran rewired, and in no other way.
+"""Evidence that a model ran rewired, and in no other way.
 
-In:    a model that is compiled in place and guarded, what its rows must leave out, and the reports of its graphs as
-       they are compiled.
+In:    a model that is compiled in place and guarded, the terms that its rows must leave out, and the reports of its
+       graphs as they are compiled.
 Out:   nothing, or an `OriginalWiringError` with the phase and the first graph that is not as it must be.
 Never: takes "it was compiled" for "it ran": the model's forward is guarded, so that a call which nothing traces for
        this backend raises.
@@ -31,20 +31,20 @@ from farskip_compile.records.compile import CompileReport, Outcome
 
 @dataclass
 class ModelEvidence:
-    """What was seen of one model; `reports` is filled while graphs are compiled."""
+    """The reports and batches of one model; `reports` is filled while graphs are compiled."""
 
     manifest: Manifest | None
     way_out: str
-    """Of the error."""
+    """The hint of the error."""
     rows: Mapping[str, tuple[str, ...]] | None = None
-    """What each row must leave out, by its name; None: what the manifest says, or without one the first graph."""
+    """The terms that each row must leave out; None: those of the manifest, or without one those of the first graph."""
     reports: list[CompileReport] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
-    """Batches that ran rewired, by phase."""
+    """The number of batches that ran rewired, by phase."""
 
     @property
     def left_out(self) -> Mapping[str, tuple[str, ...]]:
-        """What each row leaves out, by its name, in every graph that was compiled."""
+        """Return the terms that each row must leave out in every graph, by the name of the row."""
         if self.rows is not None:
             return self.rows
         if self.manifest is not None and self.manifest.table.rows:
@@ -54,12 +54,12 @@ class ModelEvidence:
 
     @property
     def graphs(self) -> int:
-        """How many there are. Dynamo may hand one over twice in one compile, with two reports."""
+        """Return the number of graphs. Dynamo may hand one over twice in one compile, with two reports."""
         named = {report.compile_id.partition("_")[0] for report in self.reports if report.compile_id}
         return len(named) + sum(not report.compile_id for report in self.reports)
 
     def check(self, model: nn.Module, phase: str) -> None:
-        """After a batch of `phase`.
+        """Check the graphs after a batch of `phase`, and count the batch.
 
         Raises:
             OriginalWiringError: the batch may have run in another wiring than it must.
@@ -77,7 +77,7 @@ class ModelEvidence:
         self.calls[phase] = self.calls.get(phase, 0) + 1
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
+        """Return plain data for `json.dumps`."""
         return {
             "connectivity": self.manifest.to_json()["connectivity"] if self.manifest is not None else None,
             "left_out": {name: list(terms) for name, terms in self.left_out.items()},

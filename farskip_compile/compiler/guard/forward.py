@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model whose forward knows when it is about to run in its original wiring.
+"""Guards of forwards, which notice when a forward is about to run in its original wiring.
 
-Contract: `attach` gives a module a forward that asks the module's `Guard`, and then does what it did before. Where
-Dynamo traces the forward for our backend, nothing happens, and the graph has no trace of the question. Everywhere else
-the guard decides: when the forward is called as it is, when a graph break leaves it to Python, when another backend or
-`torch.export` traces it, when a stance keeps Dynamo from compiling. `guard` attaches one that always raises an
-`OriginalWiringError` (`compiled` has one that asks first whether the weights need it) to a model, and to each model of
-transformers in it. Copies and pickles of a module are guarded as the module is. Classes, parameters and names stay as
-they are, and so does a forward that others gave the module, as accelerate does for mixed precision: it is called in
-place of the class's. `unguard` is the way back.
+Contract: `attach` gives a module a forward that asks the module's `Guard` first. Where Dynamo traces the forward for
+our backend, nothing happens, and the graph has no trace of the question. Everywhere else the guard decides: when the
+forward is called as it is, when a graph break leaves it to Python, when another backend or `torch.export` traces it,
+when a stance keeps Dynamo from compiling. `guard` attaches a guard that always raises an `OriginalWiringError`
+(`compiled` has one that asks first whether the weights need it) to a model, and to each model of transformers in it.
+Copies and pickles of a module are guarded as the module is. Classes, parameters and names stay as they are. A forward
+that others gave the module, as accelerate does for mixed precision, stays too: it is called in place of the class's.
+`unguard` is the way back.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ REFUSES = "farskip_refuses"
 """Attribute of a forward that refuses its original wiring by itself, as a layer of `regional` does."""
 
 ReasonAndHint = tuple[str, str]
-"""Reason and way out of the error."""
+"""The reason and the hint of an error."""
 
 
 class Guard:
-    """The action of a module whose forward is about to run in its original wiring; this one raises."""
+    """The guard of a module, which raises if the forward is about to run in its original wiring."""
 
     def __init__(self, module: nn.Module, refusal: ReasonAndHint) -> None:
         self.module = module
@@ -46,27 +46,27 @@ class Guard:
 
     @torch.compiler.assume_constant_result
     def check(self) -> None:
-        """Runs while Dynamo traces, or where nothing traces."""
+        """Let the guard decide, while Dynamo traces or where nothing traces."""
         if traced_by_us():
-            self.rewired()
+            self.note_rewired_trace()
         else:
-            self.original()
+            self.refuse_original()
 
-    def rewired(self) -> None:
-        """The forward is traced for our backend."""
+    def note_rewired_trace(self) -> None:
+        """Do nothing: the forward is traced for our backend."""
 
-    def original(self) -> None:
-        """The forward is about to run in its original wiring.
+    def refuse_original(self) -> None:
+        """Refuse to run the forward in its original wiring.
 
         Raises:
-            OriginalWiringError: it must not.
+            OriginalWiringError: always.
         """
         reason, way_out = self.refusal
         raise OriginalWiringError(reason, way_out=way_out)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        attach(self.module, self)  # of a copy, or from a pickle, which has no functions
+        attach(self.module, self)  # a copy or a pickle has no functions
 
 
 def guard(model: nn.Module, manifest: str | None, *, refusal: ReasonAndHint | None = None) -> None:
@@ -74,20 +74,20 @@ def guard(model: nn.Module, manifest: str | None, *, refusal: ReasonAndHint | No
 
     Args:
         model: the module; changed in place.
-        manifest: the file of its manifest, if that is at hand.
-        refusal: what the error says; None: that the weights are for the form that the manifest describes.
+        manifest: the file of its manifest, if there is one.
+        refusal: the text of the error; None: that the weights are for the form that the manifest describes.
     """
-    for module in with_parts(model):
-        if refusal is None or not refuses(module):  # else it is guarded by its checkpoint, which says more
-            attach(module, Guard(module, refusal or _of_weights(manifest)))
+    for module in with_models_inside(model):
+        if refusal is None or not always_refuses(module):  # else it is guarded by its checkpoint, which says more
+            attach(module, Guard(module, refusal or _refusal_for_weights(manifest)))
 
 
 def unguard(model: nn.Module) -> None:
-    """Let a model that would refuse it, or warn, run in its original wiring too, to look into what that computes.
+    """Let a guarded model run in its original wiring too, to look into what the model computes there.
 
     Args:
-        model: the module, from a guarded checkpoint, or compiled in place at some time, or a copy of such; changed
-            in place. One that is not guarded stays as it is.
+        model: the module, changed in place: from a guarded checkpoint, or compiled in place at some time, or a copy
+            of one. A module that is not guarded stays as it is.
     """
     for module in model.modules():
         vars(module).pop(GUARD, None)
@@ -98,20 +98,23 @@ def unguard(model: nn.Module) -> None:
 
 
 def is_guarded(model: nn.Module) -> bool:
-    """Whether the model, or a model of transformers in it that holds its stack, runs rewired or not at all.
+    """Return whether the model, or a model of transformers in it, runs rewired or not at all.
 
-    What others put around the forward of the model later, as TRL does for its loss, calls the one inside.
+    Forwards that others put around the model's later, as TRL does for its loss, call the guarded one.
     """
-    return any(refuses(module) and hasattr(vars(module).get("forward"), MARK) for module in with_parts(model))
+    for module in with_models_inside(model):
+        if always_refuses(module) and hasattr(vars(module).get("forward"), MARK):
+            return True
+    return False
 
 
-def refuses(module: nn.Module) -> bool:
+def always_refuses(module: nn.Module) -> bool:
     """Return whether a guard of the module raises in all cases."""
     return type(vars(module).get(GUARD)) is Guard
 
 
-def with_parts(model: nn.Module) -> Iterator[nn.Module]:
-    """The model, and the models of transformers in it."""
+def with_models_inside(model: nn.Module) -> Iterator[nn.Module]:
+    """Return the model, and the models of transformers in it."""
     of_transformers = getattr(sys.modules.get("transformers"), "PreTrainedModel", ())
     return (module for module in model.modules() if module is model or isinstance(module, of_transformers))
 
@@ -136,7 +139,7 @@ def source_behind(module: nn.Module | None, source: str) -> str:
 
 
 def _guarded_given(given: Callable[..., Any], module: nn.Module) -> Any:
-    """Guards the forward that one module was given."""
+    """Return `given`, the forward that one module was given, with a guard."""
     own = _guarded.__wrapped__(_unbound(given, module))
     setattr(own, MARK, given)
     return own
@@ -144,7 +147,7 @@ def _guarded_given(given: Callable[..., Any], module: nn.Module) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _guarded(plain: Callable[..., Any]) -> Any:
-    """Guards the forward of a class, for all of its modules: they share what Dynamo compiles."""
+    """Return the forward of a class with a guard, for all of its modules: they share what Dynamo compiles."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         getattr(self, GUARD).check()
@@ -160,7 +163,7 @@ def _guarded(plain: Callable[..., Any]) -> Any:
 
 
 def _unbound(given: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    """Called with the module first, so that a copy of the module does not run this one."""
+    """Return `given` as a function of the module, so that a copy of the module does not run the original."""
     if isinstance(given, MethodType) and given.__self__ is module:
         return given.__func__
 
@@ -172,7 +175,7 @@ def _unbound(given: Callable[..., Any], module: nn.Module) -> Callable[..., Any]
     return plain
 
 
-def _of_weights(manifest: str | None) -> ReasonAndHint:
+def _refusal_for_weights(manifest: str | None) -> ReasonAndHint:
     described = f"{manifest} describes" if manifest is not None else "the manifest in its configuration describes"
     option = repr(manifest) if manifest is not None else "model.config.to_dict()"
     return (

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`generate(compile_config=CompileConfig(backend="farskip"))` does not generate with half of a rewired model.
+"""A guard for `generate(compile_config=CompileConfig(backend="farskip"))`, which rewires decode steps at most.
 
-transformers compiles decode steps only with that configuration, and none at all where `disable_compile` is set (by
-`prepare`) or the cache or the device is not one that it compiles for. The prompt's keys and values are then those of
-the original wiring.
+With that configuration transformers compiles decode steps only, and none at all where `disable_compile` is set (by
+`prepare`) or where it does not compile for the cache or the device. The prompt's keys and values are then those of the
+original wiring.
 
-Contract: refuses with an `OriginalWiringError`, unless the model is compiled in place. Before the first step if the
-model went through `prepare` (`check_generate`); else when the first decode step is compiled (`refuse_decode_only`).
-Where transformers skips compiling, on a model that `prepare` has not seen, no code of this package runs, and the
-warning that transformers gives is the only one.
+Contract: unless the model is compiled in place, the guard refuses with an `OriginalWiringError`: before the first step
+if the model went through `prepare` (`check_generate`), else when the first decode step is compiled
+(`refuse_decode_only`). Where transformers skips compiling, on a model that `prepare` has not seen, no code of this
+package runs, and the warning of transformers is the only one.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from farskip_compile.compiler.guard.compilers import NAME, is_ours
 from farskip_compile.errors import OriginalWiringError
 
 LOOP = "transformers.generation.utils"
-"""Module of the loops over tokens, in whose frames is what they call for each decode step."""
+"""The module of the loops over tokens."""
 STEP = "model_forward"
+"""The local variable of these loops with the function that they call for each decode step."""
 CHECKED = "farskip_checked"
 
 
 def refuse_decode_only() -> None:
-    """Called while a graph is compiled: refuse one that is the decode step of a model whose prefill ran as it is.
+    """Refuse to compile a graph that is the decode step of a model whose prefill runs in the original wiring.
 
     Raises:
-        OriginalWiringError: it is.
+        OriginalWiringError: the graph is such a decode step.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -48,14 +49,14 @@ def refuse_decode_only() -> None:
 
 
 def check_generate(model: Any) -> Callable[[], None] | None:
-    """Let `model.generate` look at its `compile_config` first; returns the way back, or None if it does already."""
+    """Let `model.generate` check its `compile_config` first. Return the way back, or None if it does already."""
     if hasattr(vars(model).get("generate", None), CHECKED):
         return None
-    vars(model)["generate"] = MethodType(_generate(type(model)), model)
+    vars(model)["generate"] = MethodType(_checked_generate(type(model)), model)
     return functools.partial(vars(model).pop, "generate", None)
 
 
-def _generate(cls: Any) -> Any:
+def _checked_generate(cls: Any) -> Any:
     plain = cls.generate
 
     @functools.wraps(plain)

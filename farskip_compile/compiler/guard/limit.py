@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model is not run as it is written because Dynamo has compiled too many versions of a function in it.
+"""A guard for Dynamo's limit on recompiles, beyond which a model would run as it is written.
 
 Contract: Dynamo compiles `torch._dynamo.config.recompile_limit` versions of one function; then it runs that function
-and all that it calls as they are written, in every model of the process. Where the version beyond is for this backend,
-that is a `PartialModelError`, at each call; with `strict=False` one `FarSkipWarning`, and Dynamo goes on. With
-`fullgraph=True`, where Dynamo would raise an error that names no way out, it is the same error, strict or not.
-Functions that another backend compiles are left to Dynamo.
+and all that it calls as they are written, in every model of the process. A version beyond the limit for this backend is
+a `PartialModelError`, at each call; with `strict=False` one `FarSkipWarning`, and Dynamo goes on. With
+`fullgraph=True`, where Dynamo would raise an error without a hint, it is the same error, strict or not. Functions that
+another backend compiles are left to Dynamo; but if this backend has compiled the same function, the registry notes that
+the function runs as written from now on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from farskip_compile._compat.limit import GivenUp, before_dynamo_gives_up
 from farskip_compile.compiler.guard.compilers import is_ours, is_strict
 from farskip_compile.compiler.guard.forward import source_behind
 from farskip_compile.errors import FarSkipWarning, PartialModelError, Where
+from farskip_compile.records.compile import frame_of
 from farskip_compile.records.process_file import note_failure
+from farskip_compile.records.registry import COMPILES
 from farskip_compile.verify.graph_break_hints import known_break
 
 WAY_OUT = (
@@ -28,23 +31,27 @@ AS_WRITTEN = "would from now on run it, and all that it calls, as it is written,
 
 
 def watch() -> None:
-    """Watch all compiles, from now on. Called once, with the import of the backend."""
+    """Watch all compiles from now on. The import of the backend calls this once."""
     before_dynamo_gives_up(_refuse)
 
 
 def _refuse(found: GivenUp) -> None:
-    if not is_ours(found.compiler):
+    is_other = not is_ours(found.compiler)
+    frame = frame_of(found.compile_id)
+    if is_other and (found.is_error or not COMPILES.has_graph_of(frame)):
         return
     why = (found.reason or "").partition("\n")[0].partition(" #")[0].strip()
-    then = "fullgraph=True makes that an error" if found.is_error else AS_WRITTEN
+    consequence = "fullgraph=True makes that an error" if found.is_error else AS_WRITTEN
     error = known_break(found.source) or PartialModelError(
-        f"Dynamo has compiled {found.name!r} as often as it may ({found.limit} = {found.versions}), and {then}"
+        f"Dynamo has compiled {found.name!r} as often as it may ({found.limit} = {found.versions}), and {consequence}"
         + (f"; the last version did not fit: {why}" if why else ""),
         way_out=WAY_OUT.format(limit=found.limit),
         where=Where(source=source_behind(found.module, found.source)),
     )
-    strict = found.is_error or is_strict(found.compiler)
-    note_failure("error" if strict else "stopped", error, found.module)
+    strict = not is_other and (found.is_error or is_strict(found.compiler))
+    note_failure("error" if strict else "stopped", error, found.module, frame)
     if strict:
         raise error
+    if is_other:
+        return
     warnings.warn(f"farskip lets Dynamo go on (strict=False): {error}", FarSkipWarning, stacklevel=2)

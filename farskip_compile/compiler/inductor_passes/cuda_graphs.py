@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from farskip_compile._compat import cuda_graphs, inductor
 from farskip_compile._compat.names import FEWER_PARTS
 from farskip_compile.errors import ConfigError, Where
-from farskip_compile.passes.schedule.kernels import awaited
+from farskip_compile.passes.schedule.pins import awaited
 
 
 @dataclass(frozen=True)

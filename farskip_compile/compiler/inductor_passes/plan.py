@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a graph is scheduled: what all ranks know alike before they compile it.
+"""How a graph is scheduled: everything that all ranks know alike before they compile the graph.
 
-In:    the configuration; a graph from Dynamo, for its device; of a part of a model, what it is run among.
+In:    the configuration; a graph from Dynamo, for its device; for a part of a model, what the rest of the model holds.
 Out:   a `Plan`, or None if nothing is to be scheduled.
 Never: measures or communicates.
 """
@@ -11,87 +11,90 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
 
 from farskip_compile._compat.distributed import world_group
-from farskip_compile.compiler.config import FarSkipConfig, PieceCount, PiecesAlong, resolve
+from farskip_compile.compiler.config import Resolved
 from farskip_compile.costs.device import profile_of
+from farskip_compile.costs.estimates import Estimates
 from farskip_compile.costs.profile import HardwareProfile
-from farskip_compile.passes.graph.declared import Declared
 from farskip_compile.passes.schedule.search import MemoryLimits
 
-
-@dataclass(frozen=True)
-class Around:
-    """What a part of a model is run among. Equal on all ranks."""
-
-    beside: int = 0
-    """Bytes that are alive meanwhile and that its graph does not know of."""
-    came: float | None = None
-    """Seconds until what came in flight has landed; None: as if it had just been launched."""
-    leaves: str = ""
-    """Key of what it leaves in flight."""
+UNFUSED = 2.0
+"""How much more the memory of the graph may grow than that of its kernels, which have the last word. In a graph, what
+fusion will keep out of memory grows too; and kernels that were fused for one order can't take another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class LayerContext:
+    """Facts about the rest of the model, for a part of it. Equal on all ranks."""
+
+    bytes_outside: int = 0
+    """Bytes that are live while the part runs, and that its graph does not know of."""
+    seconds_until_arrival: float | None = None
+    """Seconds until the terms that came in flight have landed; None: as if they had just been launched."""
+    departure: str = ""
+    """The key of the tail that the part leaves in flight."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How to schedule: equal on all ranks."""
+    """How to schedule a graph. Equal on all ranks."""
 
+    config: Resolved
+    """The configuration, without what decides nothing here and can't always be pickled (see `KernelPass`)."""
     profile: HardwareProfile
-    limits: MemoryLimits = field(default_factory=MemoryLimits)
-    ep_group: str | None = None
-    """Name of the process group that all-to-alls are moved to."""
-    imbalance: float = 1.0
-    """Rows that the fullest rank gets in a dispatch without drops, over the mean."""
-    check_order: bool = True
-    """Compare the order of the collectives across ranks at the first run."""
+    """The hardware that costs are estimated for."""
     common: Mapping[str, Any] = field(default_factory=dict)
-    """What else all ranks must have in common, see `common_options`; compared with the order."""
-    skip: tuple[str, ...] = ()
-    """Names of passes to leave out."""
-    pieces: PieceCount = 1
-    """In how many pieces exchanges are cut."""
-    strict: bool = True
-    """What can't be cut is an error."""
-    pieces_along: PiecesAlong = "auto"
-    """What a piece of an exchange without drops is."""
-    micro_batches: int = 1
-    """In how many parts the batch is cut."""
-    around: Around = Around()
-    declared: tuple[Declared, ...] = ()
-    """What operators were declared to be."""
+    """Facts that all ranks must have in common (`common_options`); compared with the order of the collectives."""
+    context: LayerContext = LayerContext()
+
+    @property
+    def limits(self) -> MemoryLimits:
+        """The limits on the memory of kernels."""
+        config = self.config
+        return MemoryLimits(config.memory_increase, config.in_flight_bytes, self.context.bytes_outside)
+
+    @property
+    def graph_limits(self) -> MemoryLimits:
+        """The limits on the memory of a graph, which is not fused yet."""
+        return replace(self.limits, memory_increase=UNFUSED * self.limits.memory_increase)
+
+    def estimates(self, graph: fx.Graph) -> Estimates:
+        """Return the estimated costs of the nodes of `graph`."""
+        landed = self.context.seconds_until_arrival
+        return Estimates(graph, self.profile, self.config.load_imbalance, came=landed)
+
+
+def profile_to_schedule(config: Resolved, module: fx.GraphModule) -> HardwareProfile | None:
+    """Return the hardware profile to schedule `module` for; None if nothing is to be scheduled."""
+    if not config.schedule or world_group() is None:
+        return None
+    return config.profile if config.profile is not None else profile_of(module.graph)
 
 
 def make_plan(
-    config: FarSkipConfig, module: fx.GraphModule, common: Mapping[str, Any] | None = None, around: Around | None = None
+    config: Resolved,
+    module: fx.GraphModule,
+    *,
+    common: Mapping[str, Any] | None = None,
+    context: LayerContext | None = None,
 ) -> Plan | None:
-    """How `config` wants a graph from Dynamo scheduled; None if not at all, or if there is no `torch.distributed`.
+    """Return how to schedule a graph from Dynamo; None if nothing is to be scheduled.
 
-    `common` is what all ranks must have in common, but for the profile, which is found here.
+    Args:
+        config: the configuration.
+        module: the graph, for its device.
+        common: facts that all ranks must have in common, but for the profile, which is added here.
+        context: facts about the rest of the model; None: the graph is a whole model.
     """
-    config = resolve(config)
-    if not config.schedule or world_group() is None:
+    profile = profile_to_schedule(config, module)
+    if profile is None:
         return None
-    profile = config.profile if config.profile is not None else profile_of(module.graph)
-    around = around or Around()
-    limits = MemoryLimits(config.memory_increase, config.in_flight_bytes, around.beside)
     figures = hashlib.sha256(json.dumps(profile.to_json(), sort_keys=True).encode()).hexdigest()[:16]
     common = {**(common or {}), "profile": f"{profile.name} {figures}"}
-    return Plan(
-        profile,
-        limits,
-        config.ep_group,
-        config.load_imbalance,
-        config.check_order,
-        common,
-        config.disable_passes,
-        config.pieces,
-        config.strict,
-        config.pieces_along,
-        config.micro_batches,
-        around,
-        config.declared,
-    )
+    config = replace(config, on_report=None, inductor={}, manifest=None, kinds={})
+    return Plan(config=config, profile=profile, common=common, context=context or LayerContext())

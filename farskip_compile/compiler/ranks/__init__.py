@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks in agreement: what each compile launches, and with which options, compared at its first run."""
+"""Comparison across ranks of the collectives and the options of each compile, at its first run."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiles of each function of each model, counted alike on all ranks.
 
-In:    what the backend has compiled, and the options that all ranks must have in common.
-Out:   the same callable. While it runs, `frame_of` gives the function that an announcement (`ranks.announce`) is about.
+In:    a compiled graph, and the options that all ranks must have in common.
+Out:   the same callable. While it runs, `frame_of` gives the frame that an announcement (`ranks.announce`) is about.
 Never: communicates (`ranks.agree` does), or keeps a model alive.
 
 A *frame*, Dynamo's word, is one function of one model, over all of its compiles in this process. The graph of a frame
@@ -31,7 +31,7 @@ from farskip_compile._compat.distributed import world_group
 from farskip_compile._compat.runs import traced, traced_function
 
 SHAPE_DEPENDENT = "plan"
-"""Name of the one thing in common that may differ between the graphs of one frame, for each size of its inputs."""
+"""The name of the one common option that may differ between the graphs of one frame, for each size of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Frame:
 
     runs: int = 0
     options: Mapping[str, Any] | None = None
-    """The options of the compile that runs, or has run last."""
+    """The options of the compile that runs, or ran last."""
     epochs: dict[str, Epoch] = field(default_factory=dict)
     """The last epoch on each process group."""
     _checked: set[str] = field(default_factory=set)
@@ -66,11 +66,11 @@ class Frame:
         self._running, self.options = compiled, compiled.options
 
     def knows(self, text: str) -> bool:
-        """Return whether the ranks have compared `text` under the options of now."""
+        """Return whether the ranks have compared `text` under the current options."""
         return text in self._checked and world_group() is not None and self._is_of_this_world()
 
     def note(self, text: str) -> None:
-        """Take down that the ranks have compared `text`."""
+        """Remember that the ranks have compared `text`."""
         self.forget_other_worlds()
         self._checked.add(text)
 
@@ -88,6 +88,8 @@ class Frame:
 
 @dataclass(eq=False)
 class _Compile:
+    """One compile of a frame."""
+
     options: Mapping[str, Any]
     has_run: bool = False
 
@@ -97,11 +99,11 @@ _functions: dict[str, Frame] = {}
 """The frames of functions that belong to no module."""
 _unknown = Frame()
 """The frame of graphs that this process has not compiled: packages, and what vLLM has cached."""
-_here = threading.local()
-_latest: dict[str, Frame] = {}
-"""Map each process group to the frame whose forward graph has announced itself last: a backward graph is its own."""
+_running = threading.local()
+_last_by_group: dict[str, Frame] = {}
+"""The frame whose forward graph was the last to announce itself on each process group: backward graphs belong to it."""
 _last: list[Frame] = []
-"""The frame that has run last, if any."""
+"""The frame that ran last, if any."""
 
 
 def traced_frame() -> Frame:
@@ -118,17 +120,17 @@ def counted(
     check: Callable[[Frame], None] = lambda frame: None,
 ) -> Callable[..., Any]:
     """Return `compiled` as a compile of `frame`, with `common` options. `check` is called before each run."""
-    mine = _Compile({name: value for name, value in common.items() if name != SHAPE_DEPENDENT})
+    this_compile = _Compile({name: value for name, value in common.items() if name != SHAPE_DEPENDENT})
 
     def run(*args: Any) -> Any:
-        frame.begin(mine)
+        frame.begin(this_compile)
         _last[:] = [frame]
         check(frame)
-        outer, _here.frame = getattr(_here, "frame", None), frame
+        outer, _running.frame = getattr(_running, "frame", None), frame
         try:
             return compiled(*args)
         finally:
-            _here.frame = outer
+            _running.frame = outer
 
     return run
 
@@ -139,16 +141,19 @@ def frame_of(groups: Sequence[str], *, backward: bool) -> Frame:
     A backward graph runs in a thread of autograd. It belongs to the frame that was last to run forward on one of its
     groups: a choice that all ranks of the group make alike.
     """
-    frame: Frame | None = getattr(_here, "frame", None)
+    frame: Frame | None = getattr(_running, "frame", None)
     if frame is not None and not backward:
-        _latest.update(dict.fromkeys(groups, frame))
+        _last_by_group.update(dict.fromkeys(groups, frame))
         return frame
-    return next((_latest[group] for group in groups if group in _latest), (_last or [_unknown])[0])
+    for group in groups:
+        if group in _last_by_group:
+            return _last_by_group[group]
+    return _last[0] if _last else _unknown
 
 
 _lock = threading.Lock()
 _numbers: dict[str, int] = {}
-"""Map each process group to the number of its last epoch."""
+"""The number of the last epoch on each process group."""
 _numbered: weakref.ref[Any] | None = None
 """The default process group when the epochs were numbered."""
 
@@ -161,7 +166,7 @@ def next_number(group: str) -> int:
 
 
 def agree_on(frame: Frame, group: str, epoch: Epoch) -> None:
-    """Take down that all ranks of `group` have begun `epoch` of `frame`."""
+    """Remember that all ranks of `group` have begun `epoch` of `frame`."""
     with _lock:
         _forget_other_worlds()
         _numbers[group] = max(_numbers.get(group, 0), epoch.number)
@@ -173,5 +178,5 @@ def _forget_other_worlds() -> None:
     world = world_group()
     if (_numbered() if _numbered is not None else None) is not world:
         _numbers.clear()
-        _latest.clear()
+        _last_by_group.clear()
         _numbered = weakref.ref(world) if world is not None else None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rank that fails leaves a note in the store, so that ranks that wait for it raise at once.
+"""Notes of failed ranks in the store, so that ranks that wait for them raise at once.
 
-Contract: `report_failure` goes around whatever other ranks may come to wait for: compiling, and comparing collectives
-at the first run of a graph. It hides no error, delays none, and never waits for anybody; without a process group it
-does nothing. `failure_among` is for a rank that is waiting. A rank that is killed leaves no note: then the timeout of
+Contract: `report_failure` goes around everything that other ranks may wait for: compiling, and comparing collectives at
+the first run of a graph. It hides no error, delays none, and never waits; without a process group it does nothing. A
+rank that is waiting calls `failure_among`. A rank that is killed leaves no note: then the timeout of
 the process group ends the wait.
 
 Algorithm. All ranks often fail alike, at a dense model, say, and go on to something else, some of them sooner: a note
@@ -27,20 +27,22 @@ from farskip_compile._compat.inner_compile import restarts_analysis
 log = logging.getLogger("farskip_compile")
 
 ANY = "farskip/failed"
-"""Key that exists once any rank has ever failed; followed by a rank, the key of the note of that rank."""
+"""The key that exists once any rank has ever failed; with a rank after it, the key of the note of that rank."""
 LONGEST = 2000
-"""Most characters of a note."""
+"""The largest number of characters of a note."""
 
 _here = threading.local()
 _lock = threading.Lock()
 _number = 0
-"""Failures that this process has had, or has taken over from other ranks."""
+"""The number of failures that this process has had, or has taken over from other ranks."""
 
 
 @contextmanager
 def report_failure(what: str) -> Iterator[None]:
-    """Tell the other ranks if the block raises, and `what` it did ("failed to compile"). Inside another such block, the
-    outer one does."""
+    """Leave a note for the other ranks if the block raises: that this rank did `what` ("failed to compile").
+
+    Inside another such block, the outer one leaves the note.
+    """
     if getattr(_here, "inside", False):
         yield
         return
@@ -53,13 +55,13 @@ def report_failure(what: str) -> Iterator[None]:
             yield
         except BaseException as error:
             if not restarts_analysis(error) and not isinstance(error.__cause__, StoreLost):
-                _note(f"{what}: {type(error).__name__}: {error}".removesuffix(": "), before)
+                _leave_note(f"{what}: {type(error).__name__}: {error}".removesuffix(": "), before)
             raise
 
 
 @contextmanager
 def unreported() -> Iterator[None]:
-    """Inside the block, failures in this thread concern no other rank."""
+    """Leave no notes of failures of this thread inside the block."""
     outer = getattr(_here, "inside", False)
     _here.inside = True
     try:
@@ -69,8 +71,10 @@ def unreported() -> Iterator[None]:
 
 
 def failure_among(ranks: Sequence[int]) -> tuple[int, str] | None:
-    """One of these global ranks that has failed at something that this one has not, and its note, which then counts as
-    heeded."""
+    """Return one of these global ranks with a failure that this rank has not had, and its note, or None.
+
+    The failure then counts as taken over by this rank.
+    """
     global _number
     world = world_store()
     if world is None or not world.has(ANY):
@@ -84,7 +88,7 @@ def failure_among(ranks: Sequence[int]) -> tuple[int, str] | None:
     return None
 
 
-def _note(text: str, before: int) -> None:
+def _leave_note(text: str, before: int) -> None:
     global _number
     with _lock:
         number = max(_number, before + 1)  # higher already: another rank's failure was taken over meanwhile
@@ -94,7 +98,7 @@ def _note(text: str, before: int) -> None:
 
 
 def _write(note: str) -> bool:
-    """Write this rank's note, if there is a store. What goes wrong must not hide what the note is about."""
+    """Write this rank's note, if there is a store. An error of the store must not hide the failure itself."""
     try:
         world = world_store()
         if world is None:

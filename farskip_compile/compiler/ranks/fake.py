@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process that passes for one rank of many, so that a parallel model can be compiled in a test without the others.
+"""A process group of one process in place of many, so that a parallel model can be compiled without the other ranks.
 
-Contract: within the block `torch.distributed` is initialised with as many ranks as asked for; collectives send nothing
-and return anything. So models are to be captured and compiled in it, and not run.
+Contract: within the block `torch.distributed` is initialised with as many ranks as asked for.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from farskip_compile.errors import ConfigError
 
 @contextmanager
 def fake_ranks(ranks: int, rank: int = 0) -> Iterator[dist.ProcessGroup]:
-    """Be one of many ranks in the `with` block, without the others; gives the process group of all.
+    """Be one of many ranks in the `with` block, without the others, and yield the process group of all.
 
-    Collectives send nothing and return anything: capture and compile models in it, don't run them.
+    Collectives send nothing and return arbitrary values: capture and compile models in the block, don't run them.
 
     Args:
-        ranks: how many there are.
-        rank: which one this process is.
+        ranks: the number of ranks.
+        rank: the rank that this process is.
 
     Raises:
         ConfigError: no such rank, or a process group exists already.

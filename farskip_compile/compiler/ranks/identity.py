@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let Inductor's caches tell our compiles apart.
+"""The identity of a compile in Inductor's caches.
 
 Contract: one hash that covers everything that decides the result but is not visible in the code of the graph: the
 source of this package, the configuration, the hardware profile, whether products may use TF32 (by which they are
@@ -26,22 +26,26 @@ from farskip_compile.passes.boundary.depart import crosses
 def identity_of(
     config: FarSkipConfig, module: fx.GraphModule, profile: HardwareProfile | None, around: object = None
 ) -> str:
-    """Hash of everything that decides the result of a compile and is not visible in the code of its graph.
+    """Return a hash of everything that decides the result of a compile and is not visible in the code of its graph.
 
-    `around`: see `make_plan`.
+    Args:
+        config: the configuration.
+        module: the graph.
+        profile: the hardware profile, if there is one.
+        around: see `make_plan`.
     """
     tags = [(node.name, str(node.meta["recompute"])) for node in module.graph.nodes if "recompute" in node.meta]
     figures = profile.to_json() if profile is not None else None
     crossing = [(node.name, found) for node in module.graph.nodes if (found := crosses(node)) is not None]
-    asked = json.dumps(config.to_json(), sort_keys=True)
-    parts = [source_hash(), asked, json.dumps(tags), json.dumps(crossing), json.dumps(figures), str(around)]
+    options = json.dumps(config.to_json(), sort_keys=True)
+    parts = [source_hash(), options, json.dumps(tags), json.dumps(crossing), json.dumps(figures), str(around)]
     parts.append(f"tf32={tf32_allowed()}")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 @functools.cache
 def source_hash() -> str:
-    """Hash of every source file of this package, its passes and hardware profiles included."""
+    """Return a hash of every source file of this package, its passes and hardware profiles included."""
     import farskip_compile.passes
 
     digest = hashlib.sha256()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words for ranks that would launch different collectives, or that have compiled with different options.
+"""The errors for ranks that would launch different collectives, or that have compiled with different options.
 
-Contract: an order is JSON: the phase, the launches, what the ranks must have in common, and the sizes. Reads, and says.
+Contract: an order is JSON: the phase, the launches, the options that the ranks must have in common, and the sizes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from farskip_compile.compiler.ranks.common import differences
+from farskip_compile.compiler.ranks.common_options import differences
 from farskip_compile.errors import OptionsMismatchError, OrderMismatchError
 from farskip_compile.text_utils import amount
 
@@ -21,23 +21,25 @@ def mismatch(group: str, me: int, order: str, rank: int, their_order: str) -> Or
     different = list(differences(our_common, their_common))
     orders = f"rank {me}: {numbered(order, their_order)}\nrank {rank}: {numbered(their_order, order)}"
     if different:
-        lines = [f"  {name}: rank {me} has {mine}, rank {rank} has {its}" for name, mine, its in different]
+        lines = [
+            f"  {name}: rank {me} has {our_value}, rank {rank} has {value}" for name, our_value, value in different
+        ]
         return OptionsMismatchError(
             f"ranks {me} and {rank} have compiled different things for process group {group!r}\n"
             + "\n".join(lines if ours == theirs else [*lines, orders]),
             way_out="every rank must compile the same model with the same options, the same hardware profile and the "
             "same versions",
         )
-    what = "different collectives"
-    way_out = (
+    difference = "different collectives"
+    hint = (
         "every rank must compile the same model with the same options, the same hardware profile and the same version "
         "of this package; control flow must not depend on the rank"
     )
     if ours == theirs:
-        what = "collectives of different sizes"
-        way_out = "every rank must be given inputs of the same size: pad them, or leave the last batch out"
+        difference = "collectives of different sizes"
+        hint = "every rank must be given inputs of the same size: pad them, or leave the last batch out"
     return OrderMismatchError(
-        f"ranks {me} and {rank} would launch {what} on process group {group!r} and hang\n{orders}", way_out=way_out
+        f"ranks {me} and {rank} would launch {difference} on process group {group!r} and hang\n{orders}", way_out=hint
     )
 
 
@@ -48,8 +50,8 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def numbered(order: str, other: str | None = None) -> str:
     """Return one line for each launch of `order`; the first one that differs from `other` is marked."""
-    phase, launches = _written(order)
-    other_phase, other_launches = _written(other) if other is not None else (phase, launches)
+    phase, launches = _phase_and_launches(order)
+    other_phase, other_launches = _phase_and_launches(other) if other is not None else (phase, launches)
     lines = [f"{phase}, {amount(len(launches), 'collective')}"]
     marked = phase != other_phase
     for number, launch in enumerate(launches):
@@ -61,12 +63,12 @@ def numbered(order: str, other: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def _written(order: str) -> tuple[str, list[str]]:
+def _phase_and_launches(order: str) -> tuple[str, list[str]]:
     """Return the phase, and each launch, with its sizes if they are fixed: `all_reduce sum float32 4x16`."""
     phase, launches, _, sizes = json.loads(order)
     if sizes is None:
         return phase, launches
-    return phase, [
-        " ".join([launch, *("x".join(map(str, size)) for size in own)])
-        for launch, own in zip(launches, sizes, strict=True)
-    ]
+    lines = []
+    for launch, shapes in zip(launches, sizes, strict=True):
+        lines.append(" ".join([launch, *("x".join(map(str, shape)) for shape in shapes)]))
+    return phase, lines

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The place of a rank: an epoch of a frame (`ranks.compiles`) and an order, on one process group.
+"""The place of a rank on one process group: an epoch of a frame (`ranks.compiles`), and an order.
 
-Contract: writes notes into the store of the group, and reads those of other ranks. Waits for nobody, and raises nothing
-but `StoreLost`.
+Contract: a place writes this rank's notes into the store of the group, and judges the notes of other ranks. It waits
+for no rank, and raises nothing but `StoreLost`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class RankPlace:
 
     client: StoreClient
     order: str
-    """JSON text: the phase, the launches, what the ranks must have in common, and the sizes."""
+    """JSON text: the phase, the launches, the options that the ranks must have in common, and the sizes."""
     frame: Frame
     epoch: Epoch
-    left: Epoch | None
-    """The epoch before, if this one begins here."""
+    previous: Epoch | None
+    """The epoch before, if a new one begins here."""
     new: frozenset[str]
     """Keys of this place that this rank has not noted before."""
 
@@ -48,20 +48,28 @@ class RankPlace:
         """Note that this rank has reached the place, and waits there."""
         for key in self.new:
             self.client.set(key, "1")
-        self._stand(next(_waits))
+        self._write_note(next(_waits))
 
     def leave(self, *, still_waiting: bool = False, failed: bool = False) -> None:
         """Note that this rank has gone on, unless others are to see it waiting; take `failed` places back."""
         if not still_waiting:
-            self._stand(0)
+            self._write_note(0)
         if failed:
             for key in self.new:
                 self.client.remove(key)
 
-    def _stand(self, wait: int) -> None:
-        left = self.left.number if self.left is not None else 0
-        note = {"wait": wait, "epoch": self.epoch.number, "left": left, "run": self.frame.runs, "order": self.order}
+    def _write_note(self, wait: int) -> None:
+        note = {
+            "wait": wait,
+            "epoch": self.epoch.number,
+            "left": self._previous_number(),
+            "run": self.frame.runs,
+            "order": self.order,
+        }
         self.client.set(at(self.client.rank), json.dumps(note))
+
+    def _previous_number(self) -> int:
+        return self.previous.number if self.previous is not None else 0
 
     def excludes(self, note: str) -> bool:
         """Return whether a rank for which this one waits will not come, by its `note`.
@@ -71,17 +79,19 @@ class RankPlace:
         """
         if not note:
             return False
-        there, left = json.loads(note), self.left.number if self.left is not None else 0
-        if left == there["epoch"] and there["run"] >= self.frame.runs:
+        other = json.loads(note)
+        if self._previous_number() == other["epoch"] and other["run"] >= self.frame.runs:
             return True
-        name = name_of(there["epoch"], there["order"])
-        return bool(there["wait"]) and not have_reached(self.client, [self.client.rank], name)
+        name = name_of(other["epoch"], other["order"])
+        return bool(other["wait"]) and not have_reached(self.client, [self.client.rank], name)
 
     def is_left_by(self, note: str) -> bool:
-        """Return whether another rank, by its `note`, waits in the epoch that comes after that of this rank, and at the
-        same run of the frame or an earlier one."""
-        there = json.loads(note) if note else {"wait": 0}
-        return bool(there["wait"]) and there["left"] == self.epoch.number and there["run"] <= self.frame.runs
+        """Return whether another rank, by its `note`, waits in the epoch after this rank's.
+
+        Only waits at the same run of the frame or an earlier one count.
+        """
+        other = json.loads(note) if note else {"wait": 0}
+        return bool(other["wait"]) and other["left"] == self.epoch.number and other["run"] <= self.frame.runs
 
 
 ANY = "any"
@@ -101,8 +111,8 @@ def place_of(client: StoreClient, order: str, frame: Frame) -> RankPlace:
 
 def name_of(epoch: int, order: str) -> str:
     """Return the name of a place in the store: `EPOCH/ORDER/SIZES`."""
-    *what, sizes = json.loads(order)
-    return f"{epoch}/{_hash(what)}/{_hash(sizes) if sizes is not None else ANY}"
+    *phase_launches_options, sizes = json.loads(order)
+    return f"{epoch}/{_hash(phase_launches_options)}/{_hash(sizes) if sizes is not None else ANY}"
 
 
 def _hash(data: Any) -> str:
@@ -114,7 +124,9 @@ def have_reached(client: StoreClient, ranks: Sequence[int], name: str) -> bool:
     base, _, sizes = name.rpartition("/")
     if client.has(*(got(base if sizes == ANY else name, rank) for rank in ranks)):
         return True
-    return sizes != ANY and all(client.has(got(name, rank)) or client.has(got(f"{base}/{ANY}", rank)) for rank in ranks)
+    if sizes == ANY:
+        return False
+    return all(client.has(got(name, rank)) or client.has(got(f"{base}/{ANY}", rank)) for rank in ranks)
 
 
 def got(name: str, rank: int) -> str:
@@ -123,5 +135,5 @@ def got(name: str, rank: int) -> str:
 
 
 def at(rank: int) -> str:
-    """Return the key of the note of where `rank` stands."""
+    """Return the key of the note of `rank` about its place."""
     return f"farskip/at/{rank}"

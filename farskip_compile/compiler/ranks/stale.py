@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A compiled graph that comes from a cache must have been made by a compile that this process has asked for.
+"""The check that a cached graph was made by a compile that this process has requested.
 
-Contract: what a compile was for (its identity, and its options) travels in the compiled graph (`ranks.announce`). The
-backend notes what this process asks for, also where a warm cache answers and no pass runs. At the first run of a graph
-the two are compared. Communicates nothing.
+Contract: the identity and the options of a compile travel in the compiled graph (`ranks.announce`). The backend
+remembers what this process requests, also where a warm cache answers and no pass runs. At the first run of a graph the
+two are compared, without communication.
 
 Inductor's caches are keyed by the identity, so a mismatch should never happen; it would be a wrong function, silently.
-A process in which nothing was compiled (it was given compiled graphs as a package) has asked for nothing in particular.
+A process that has compiled nothing (it loaded compiled graphs from a package) accepts every graph.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from farskip_compile.compiler.ranks.common import differences
+from farskip_compile.compiler.ranks.common_options import differences
 from farskip_compile.errors import VerificationError
 from farskip_compile.records.announcement import Announcement
 
-_asked: dict[str, Mapping[str, Any]] = {}
-"""What the compiles of this process were for, the latest last: identity and options as text -> the options."""
+_requested: dict[str, Mapping[str, Any]] = {}
+"""The options of the compiles that this process has requested, the latest last, by their key."""
 _lock = threading.Lock()
 
 
 def expect(identity: str, common: Mapping[str, Any]) -> None:
-    """This process compiles a graph for these options (see `common_options`); graphs made for them may run in it."""
+    """Remember that graphs made for these options (see `common_options`) may run in this process."""
     with _lock:
-        _asked[_text(identity, common)] = common
+        _requested[_key(identity, common)] = common
 
 
 def refuse_stale(announced: Announcement) -> None:
-    """Raise if this process has not asked for a graph that announces this.
+    """Raise if this process has not requested the graph that `announced` describes.
 
     Raises:
-        VerificationError: naming the options that differ from those asked for last.
+        VerificationError: names the options that differ from those requested last.
     """
     with _lock:
-        if not announced.identity or not _asked or _text(announced.identity, announced.common) in _asked:
+        if not announced.identity or not _requested or _key(announced.identity, announced.common) in _requested:
             return
-        wanted = next(reversed(_asked.values()))
+        wanted = next(reversed(_requested.values()))
     plain = json.loads(json.dumps(wanted))
     found = [f"{name} is {theirs}, asked for is {ours}" for name, ours, theirs in differences(plain, announced.common)]
     raise VerificationError(
@@ -50,5 +50,5 @@ def refuse_stale(announced: Announcement) -> None:
     )
 
 
-def _text(identity: str, common: Mapping[str, Any]) -> str:
+def _key(identity: str, common: Mapping[str, Any]) -> str:
     return json.dumps([identity, common], sort_keys=True)

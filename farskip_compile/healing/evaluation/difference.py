@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy
 
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.errors import ConfigError
 
 GROUPS = 100
@@ -61,8 +62,10 @@ class MetricLimits:
 
 
 @dataclass(frozen=True)
-class MetricLine:
+class MetricLine(JsonRecord):
     """One metric of one task."""
+
+    ALSO_WRITTEN = ("difference", "drop", "exceeds", "can_tell")
 
     task: str
     """As lm-eval calls it."""
@@ -111,28 +114,12 @@ class MetricLine:
             return None
         return self.error is not None and self.error / self._unit <= self.limit
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {
-            "task": self.task,
-            "metric": self.metric,
-            "original": vars(self.original),
-            "healed": vars(self.healed),
-            "difference": self.difference,
-            "error": self.error,
-            "paired": self.paired,
-            "samples": self.samples,
-            "higher_is_better": self.higher_is_better,
-            "drop": self.drop,
-            "limit": self.limit,
-            "exceeds": self.exceeds,
-            "can_tell": self.can_tell,
-        }
-
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(JsonRecord):
     """All lines, and how the models ran: the evidence of a rewired one, None for one that ran as it is written."""
+
+    ALSO_WRITTEN = ("holds",)
 
     lines: tuple[MetricLine, ...]
     """One for each metric of each task."""
@@ -145,15 +132,6 @@ class Comparison:
     def holds(self) -> bool:
         """Whether no metric dropped by more than its limit."""
         return not any(line.exceeds for line in self.lines)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {
-            "holds": self.holds,
-            "lines": [line.to_json() for line in self.lines],
-            "original": self.original,
-            "healed": self.healed,
-        }
 
 
 def compare(

@@ -6,8 +6,10 @@ Contract: names and numbers; to JSON for `--json`, manifests and states.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+from farskip_compile.base.json_files import JsonRecord
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ class FoldedRead:
 
 
 @dataclass(frozen=True)
-class Folded:
+class Folded(JsonRecord):
     """The result of a fold."""
+
+    ALSO_WRITTEN = ("repaired",)
 
     reads: tuple[FoldedRead, ...]
     """What was tried, in order."""
@@ -68,7 +72,3 @@ class Folded:
     def repaired(self) -> float:
         """Fraction of the KL that the fold took away."""
         return 1.0 - self.kl_after / self.kl_before if self.kl_before else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return {**asdict(self), "repaired": self.repaired}

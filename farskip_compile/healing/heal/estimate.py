@@ -20,13 +20,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.errors import ConfigError
 from farskip_compile.healing.causal.asking import Asking
 from farskip_compile.healing.causal.batches import Batch, Feed
@@ -54,7 +54,7 @@ CHUNKS = 4
 
 
 @dataclass(frozen=True)
-class HealEstimate:
+class HealEstimate(JsonRecord):
     """Seconds, bytes, and what they rest on."""
 
     parameters: int
@@ -94,10 +94,6 @@ class HealEstimate:
             needed = sum(self.disk.values())
             found.append(f"disk: {needed / 1e9:.1f} GB are needed, {self.disk_free / 1e9:.1f} GB are free")
         return found
-
-    def to_json(self) -> dict[str, Any]:
-        """For `Estimate(**...)`."""
-        return asdict(self)
 
 
 def estimate(material: Material, settings: HealSettings, config: DistillConfig, rows: int) -> HealEstimate:

@@ -31,12 +31,13 @@ from torch import nn
 
 from farskip_compile._compat.distributed import world_group
 from farskip_compile.compiler.config import FarSkipConfig, resolve
-from farskip_compile.compiler.inductor_passes import cut
 from farskip_compile.compiler.inductor_passes.plan import Plan, make_plan
-from farskip_compile.costs.estimates import Estimates
+from farskip_compile.compiler.inductor_passes.post_grad import cut_as_planned
 from farskip_compile.errors import ConfigError
 from farskip_compile.healing.plan.damage import Damage, connectivity_of
+from farskip_compile.passes.contract import Stage
 from farskip_compile.passes.rewire.request import Connectivity, LayerRange
+from farskip_compile.passes.runner import PassRunner
 from farskip_compile.passes.schedule.graph import schedule_graph
 from farskip_compile.tools.capture import Graphs, GraphsOf, with_graphs
 
@@ -239,8 +240,9 @@ def with_estimates(
 def _total(graphs: Graphs, plan: Plan) -> Exposure:
     communication = exposed = compute = 0.0
     for phase, graph in graphs.phases:
-        cut(graph, plan)
-        estimates = Estimates(graph, plan.profile, plan.imbalance)
+        passes = PassRunner(Stage.POST_GRAD, graph, plan.config.disable_passes)
+        cut_as_planned(graph, plan, passes)
+        estimates = plan.estimates(graph)
         after = schedule_graph(graph, estimates, plan.limits, backward=phase == "backward").after
         communication += after.communication
         exposed += after.exposed

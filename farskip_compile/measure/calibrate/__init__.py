@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the machine at hand, and makes a hardware profile of it.
+"""Calibration: measurements of the machine at hand, and a hardware profile made from them.
 
     profile = calibrate()                                   # on every rank of an initialised process group, or on one
-    profile = calibrate_link(profile, group)                # the network has changed: only that anew
+    profile = calibrate_link(profile, group)                # the network has changed: measure it alone
     torch.compile(model, backend="farskip", options={"profile": profile})
 
 `farskip calibrate FILE` does the same from the command line, under torchrun or alone. Start reading at `main.py`;
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What prints needs rich; measuring does not, and runs where it is missing."""
+    """Import `calibration_text` when it is asked for: it needs rich, and measuring runs without."""
     if name == "calibration_text":
         from farskip_compile.measure.calibrate.text import calibration_text
 

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the collectives of one link: seconds by kind and size, and how much compute slows meanwhile.
+"""Measurements of the collectives of one link: seconds by kind and size, and the slowdown of compute meanwhile.
 
 In:    ranks that share one link, message sizes, a budget.
 Out:   rows, samples for `costs.fit_link`, an uneven all-to-all, and the interference.
 Never: lets ranks disagree: rank 0 decides how often and up to which size is measured.
 
-Seconds are those of the slowest rank, from when the last one has started: by the clock on CPUs, by events in the stream
-on accelerators, where the calls are launched before the device comes to the first of them. On CPUs every other rank
-starts late, as ranks that have just computed do not start at the same moment either. This matters: a rank that is late
-lets the others send only after what it sends itself, so gloo's all-to-all moves both ways at once only if all start
-together, and takes twice as long otherwise. Small messages are timed several in a row. Sizes grow until one call takes
-too long for the budget; kinds for which the user names the largest message are measured up to that in any case, and get
-most of it.
+Seconds are those of the slowest rank, from the start of the last one: by the clock on CPUs, by events in the stream on
+accelerators, where all calls are launched before the device comes to the first. On CPUs every other rank starts late,
+as ranks that have just computed do not start at the same moment either. A late rank lets the others send only after its
+own data, so gloo's all-to-all moves both ways at once only if all start together, and takes twice as long otherwise.
+Small messages are timed several in a row. Sizes grow until one call takes too long for the budget. Kinds for which the
+user names the largest message are measured up to that size in any case, and get most of the budget.
 """
 
 from __future__ import annotations
@@ -38,17 +37,17 @@ REPETITIONS = 7
 LATE = 2e-3
 """Seconds by which every other rank starts late; more than a message takes to the other side."""
 WORTHWHILE = 60e-3
-"""Seconds that a collective should be in flight to show what it does to compute: on CPUs, starting takes a few."""
+"""Seconds that a collective should be in flight to show its effect on compute: on CPUs, starting takes a few."""
 ALONE = 40
 """Steps of about a millisecond, over which compute is timed without a collective."""
 NAMED = 4
-"""How many times as much of the budget goes to a kind that the user names."""
+"""The weight in the budget of a kind for which the user names the largest message."""
 FULLER = 1.5
-"""What one rank receives in the uneven all-to-all, over the mean."""
+"""Bytes that one rank receives in the uneven all-to-all, over the mean."""
 
 
 class Collectives:
-    """Measures over `ranks`, at least two of them; one clock, since a collective's end is waited for."""
+    """The measurements over `ranks`, at least two, by one clock, since the end of a collective is waited for."""
 
     def __init__(self, ranks: MeasuredGroup, clock: Callable[[], float] = time.perf_counter) -> None:
         self.ranks, self.clock = ranks, clock
@@ -58,10 +57,11 @@ class Collectives:
     def measure(
         self, messages: tuple[int, ...], seconds: float, largest: Mapping[CollectiveKind, int] | None = None
     ) -> LinkFindings:
-        """All kinds by size, then an uneven all-to-all, then the interference, in about so many seconds.
+        """Measure all kinds by size, an uneven all-to-all and the interference, in about `seconds`.
 
         Args:
             messages: sizes in bytes.
+            seconds: the budget.
             largest: bytes of the largest message of some kinds.
         """
         largest = largest or {}
@@ -90,13 +90,13 @@ class Collectives:
         self.found.samples += [Sample(kind, size, self.ranks.size, value) for size, value in monotone(measured)]
 
     def _repeated(self, call: Callable[[], object], seconds: float, count: int = 1) -> tuple[Times, float]:
-        """As often as the budget allows, each time `count` calls in a row; and the seconds of the first one."""
+        """Time `count` calls in a row as often as the budget allows; return also the seconds of the first one."""
         once = self._time(call, 1, 2)[-1]
         repetitions = max(3, min(REPETITIONS, int(seconds / max(once * count, 1e-9))))
         return Times(tuple(self._time(call, count, repetitions))), once
 
     def _time(self, call: Callable[[], object], count: int, repetitions: int) -> list[float]:
-        """Seconds of one call on the slowest rank; the first of several repetitions warms up."""
+        """Return the seconds of one call on the slowest rank; the first of several repetitions warms up."""
         on_cpu = self.ranks.device.type == "cpu"
         late = LATE if count == 1 and on_cpu else 0.0
         seconds = torch.zeros(repetitions, dtype=torch.float64)
@@ -119,12 +119,12 @@ class Collectives:
             torch.accelerator.synchronize(self.ranks.device)
 
     def _buffers(self, size: int) -> list[torch.Tensor]:
-        """Two of `size` bytes, or of one number for each rank."""
+        """Return two buffers of `size` bytes, or of one number for each rank."""
         count = max(size // 4 // self.ranks.size, 1) * self.ranks.size
         return [torch.zeros(count, device=self.ranks.device) for _ in range(2)]
 
     def _call(self, kind: CollectiveKind, size: int) -> Callable[[], object]:
-        """A call that moves `size` bytes, as `costs.CollectiveCost` counts them."""
+        """Return a call that moves `size` bytes, as `costs.CollectiveCost` counts them."""
         ranks, group = self.ranks.size, self.ranks.group
         whole, other = self._buffers(size)
         part = torch.zeros(len(whole) // ranks, device=self.ranks.device)
@@ -139,7 +139,7 @@ class Collectives:
         return calls[kind]
 
     def _uneven(self, seconds: float) -> Uneven:
-        """As large an all-to-all as was measured, on the rank that receives most."""
+        """Time an uneven all-to-all, as large as the largest measured one on the rank that receives most."""
         largest = next(sample for sample in reversed(self.found.samples) if sample.kind == "all_to_all")
         ranks = self.ranks.size
         fuller = max(largest.bytes // 4 // ranks, 1)  # numbers that each rank gives to the first one
@@ -156,7 +156,7 @@ class Collectives:
         return Uneven(4 * fuller * ranks, 4 * sum(given), ranks, self._repeated(call, seconds)[0].median)
 
     def _interference(self, messages: tuple[int, ...], seconds: float) -> float | None:
-        """How much longer compute takes while an all-to-all is in flight; None if none is long enough to see."""
+        """Return the slowdown of compute by an all-to-all; None if none is long enough to see."""
         known = [sample for sample in self.found.samples if sample.kind == "all_to_all"]
         rate = known[-1].bytes / known[-1].seconds
         size = int(max(min(WORTHWHILE * rate, 4 * messages[-1]), known[-1].bytes))
@@ -173,8 +173,10 @@ class Collectives:
         return max(0.0, self.ranks.agreed(statistics.median(slowed) if slowed else 0.0)) if enough else None
 
     def _pace(self, work: _Work, size: int, *, in_flight: bool) -> float | None:
-        """Seconds of one step of work, while an all-to-all is in flight or while nothing is. The first does not count:
-        starting a collective takes a CPU a moment, which its latency includes already."""
+        """Return the seconds of one step of work, while an all-to-all is in flight or while nothing is.
+
+        The first step does not count: starting a collective takes a CPU a moment, which is a part of its latency.
+        """
         sent, received = self._buffers(size)
         self.ranks.barrier()
         self._settle()
@@ -206,7 +208,7 @@ class Collectives:
 
 
 def monotone(measured: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """(bytes, seconds) that grow: a small message is never slower than a larger one, and noise only adds time.
+    """Return (bytes, seconds) that grow: no message is slower than a larger one, since noise only adds time.
 
     If all take alike, the largest takes a hundredth more, so that there is a rate.
     """
@@ -220,7 +222,7 @@ def monotone(measured: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 class _Work:
-    """A matrix product and a pass over memory, as compute to be slowed."""
+    """A matrix product and a pass over memory, as compute that a collective may slow."""
 
     def __init__(self, device: torch.device) -> None:
         side = 192 if device.type == "cpu" else 4096
@@ -235,7 +237,7 @@ class _Work:
             self.stream.add_(1.0)
 
     def tuned(self, clock: Callable[[], float], settle: Callable[[], None]) -> int:
-        """How often one step repeats, so that it takes about a millisecond."""
+        """Return the repetitions that make one step take about a millisecond."""
         self()
         settle()
         start = clock()

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration found, and the profile made of it.
+"""The findings of a calibration, and the profile made from them.
 
-In:    a profile whose figures were not measured, and what was measured.
+In:    a profile whose figures were not measured, and the measurements.
 Out:   a new profile: scalars (peak, efficiencies, alpha and beta) drawn from the curves, and the curves themselves, all
        with their sources; plain data that travels from rank 0 to the others.
 Never: measures; drops the source of a figure that stays.
 
-Scalars are for sizes and types that no curve covers: the peak is the best rate of any shape, an efficiency the rate of
-the largest one.
+Scalars are for sizes and types without a curve: the peak is the best rate of any shape, an efficiency the rate of the
+largest one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.costs import Curve, Curves, HardwareProfile, Link, PeakFlops, collective_seconds
 from farskip_compile.costs.collectives import Sample, fit_link
 from farskip_compile.costs.profile import MOST_RANKS
@@ -23,8 +24,10 @@ from farskip_compile.measure.calibrate.stopwatch import Times
 
 PAGES = "new pages"
 TOLERANCE = 0.1
-"""A formula that is off by more than this fraction anywhere gets a correction. And two times must differ by that much
-before a third one can be said to be nearer to one of them."""
+"""The relative error that counts as an error: a formula that is off by more anywhere gets a correction.
+
+Two times must differ by more, too, before a third one can be said to be nearer to one of them.
+"""
 KINDS = ("matmul", "attention", "grouped_matmul")
 
 
@@ -33,17 +36,17 @@ class MeasuredPoint:
     """One measured point."""
 
     section: str
-    """What was measured: `matmul float32`, `memory`, `all_to_all, 2 ranks`, ..."""
+    """The measured kind: `matmul float32`, `memory`, `all_to_all, 2 ranks`, ..."""
     size: tuple[int, ...]
-    """Its shape, or its bytes."""
+    """The shape, or the bytes."""
     seconds: float
-    """Median of the repetitions."""
+    """The median of the repetitions."""
     spread: float
-    """Their interquartile range, as a fraction of the median."""
+    """The interquartile range of the repetitions, as a fraction of the median."""
     repetitions: int
-    """How often it was measured."""
+    """The number of repetitions."""
     rate: float | None = None
-    """FLOP/s or bytes/s; None where there is no work to divide by the time."""
+    """FLOP/s or bytes/s; None for a call without work to divide by the time."""
     unit: str = ""
     """`FLOP/s` or `B/s`."""
 
@@ -51,19 +54,18 @@ class MeasuredPoint:
     def of(
         cls, section: str, size: tuple[int, ...], times: Times, rate: float | None = None, unit: str = ""
     ) -> MeasuredPoint:
-        """The row for repeated measurements: `section`, `size`, `rate` and `unit` as in the fields, the rest from
-        `times`."""
+        """Return the point of repeated measurements `times`; `section`, `size`, `rate` and `unit` are its fields."""
         return cls(section, size, times.median, times.spread, len(times.seconds), rate, unit)
 
     @classmethod
     def moving(cls, section: str, size: tuple[int, ...], times: Times, bytes: int) -> MeasuredPoint:
-        """The same for a call that moves so many `bytes`, of `section` and `size`, in `times`."""
+        """Return the point of a call that moves `bytes`, of this `section` and `size`, measured as `times`."""
         return cls.of(section, size, times, bytes / times.median, "B/s")
 
 
 @dataclass
 class MemoryFigures:
-    """What was found of kernels that are bound by memory; None: not measured here."""
+    """The figures of kernels that are bound by memory; None for curves that are not measured here."""
 
     launch_seconds: float = 0.0
     sync_seconds: float = 0.0
@@ -78,17 +80,17 @@ class Uneven:
     """An all-to-all in which one rank receives more than it sends."""
 
     most: int
-    """Bytes that it receives."""
+    """Bytes that the fullest rank receives."""
     fewer: int
-    """Bytes that it sends, as all do."""
+    """Bytes that it sends, like every rank."""
     ranks: int
     seconds: float
-    """On the slowest rank."""
+    """Seconds on the slowest rank."""
 
 
 @dataclass
 class LinkFindings:
-    """What was measured of one link."""
+    """The measurements of one link."""
 
     samples: list[Sample] = field(default_factory=list)
     rows: list[MeasuredPoint] = field(default_factory=list)
@@ -97,31 +99,34 @@ class LinkFindings:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """All rows, and the profile."""
+class Calibration(JsonRecord):
+    """The measured points, and the profile."""
 
     profile: HardwareProfile
-    """For the option `profile` of the backend."""
+    """The profile, for the option `profile` of the backend."""
     rows: tuple[MeasuredPoint, ...]
     """Every measured point, in order."""
     device: str
-    """Its name."""
+    """The name of the device."""
     ranks: int
-    """How many measured at once."""
+    """The number of ranks that measured at once."""
     seconds: float
-    """What it took, on rank 0."""
+    """The duration on rank 0."""
     notes: tuple[str, ...] = ()
-    """What could not be measured, and what the profile holds instead."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**asdict(self), "profile": self.profile.to_json()}
+    """The measurements that failed, and the figures that the profile has instead."""
 
 
 def with_compute(
     profile: HardwareProfile, memory: MemoryFigures, products: Mapping[str, Mapping[str, Curve]], what: str
 ) -> HardwareProfile:
-    """`profile` with measured compute; `products` are curves by field of `Curves` and type, `what` is the source."""
+    """Return `profile` with measured compute.
+
+    Args:
+        profile: the figures that are not measured.
+        memory: figures of kernels bound by memory.
+        products: curves by field of `Curves` and data type.
+        what: the source of the figures.
+    """
     known = {entry.name for entry in fields(PeakFlops)}
     best: dict[str, float] = {}
     for of_kind in products.values():
@@ -151,7 +156,13 @@ def with_compute(
 
 
 def with_link(profile: HardwareProfile, name: str, found: LinkFindings, what: str) -> HardwareProfile:
-    """`profile` with a measured link, `intra_node` or `inter_node`.
+    """Return `profile` with a measured link, `intra_node` or `inter_node`.
+
+    Args:
+        profile: the figures that are not measured.
+        name: of the link.
+        found: the measurements.
+        what: the source of the figures.
 
     Raises:
         ConfigError: the times do not grow with the size.
@@ -169,7 +180,7 @@ def with_link(profile: HardwareProfile, name: str, found: LinkFindings, what: st
 
 
 def _duplex(profile: HardwareProfile, name: str, link: Link, found: Uneven) -> float | None:
-    """Where the measured seconds lie between those of a link whose directions alternate and those of a duplex one."""
+    """Return the place of the measured seconds between those of alternating directions (0) and of a duplex link (1)."""
 
     def seconds(duplex: float) -> float:
         fitted = _fitted(profile, name, replace(link, duplex=duplex))
@@ -182,7 +193,7 @@ def _duplex(profile: HardwareProfile, name: str, link: Link, found: Uneven) -> f
 
 
 def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[Sample]) -> dict[str, Curve] | None:
-    """Measured / formula by (ranks, bytes), for the kinds for which some size is off."""
+    """Return measured / formula by (ranks, bytes), for the kinds for which some size is off."""
     plain = _fitted(profile, name, link)
     found: dict[str, Curve] = {}
     for kind in dict.fromkeys(sample.kind for sample in samples):
@@ -194,7 +205,7 @@ def _corrections(profile: HardwareProfile, name: str, link: Link, samples: list[
 
 
 def _fitted(profile: HardwareProfile, name: str, link: Link) -> HardwareProfile:
-    """`profile` with `link`, which all groups use."""
+    """Return `profile` with `link` for groups of any size."""
     per_node = MOST_RANKS if name == "intra_node" else 1
     changed: dict[str, Any] = {name: link, "ranks_per_node": per_node, "sources": {**profile.sources, name: "fitted"}}
     return replace(profile, **changed)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures kernels: products by their shape, what is bound by memory by its bytes, and small fixed costs.
+"""Measurements of kernels: products by shape, memory-bound kernels by bytes, and small fixed costs.
 
 In:    a stopwatch, a type, the grids, a budget.
 Out:   rows; a `Curve` of FLOP/s for each kind of product; `MemoryFigures`.
 Never: communicates.
 
-Products: dense, grouped, and attention forward and backward. A call's launch overhead is subtracted from its time,
+Products: dense, grouped, and attention forward and backward. The launch overhead is subtracted from the time of a call,
 since the cost model adds it to every kernel. Left operands are written shortly before, as the preceding operator would
 do; weights and results are wherever they happen to be.
 
@@ -34,23 +34,23 @@ LABELS = {"attention_backward": "attention bwd", "grouped_matmul": "grouped matm
 CACHE = 64 * 2**20
 """Bytes of operands after which the first ones are no longer in a cache."""
 SOFTMAX_OPS = 13
-"""Elementwise operations of a softmax as `costs.loops` counts them: 5 for exp, 4 others, and 4 passes over the row."""
+"""Elementwise operations of a softmax in `costs.loops`: 5 for exp, 4 others, and 4 passes over the row."""
 SOFTMAX_ROWS, SOFTMAX_COLUMNS = (64, 256), 1024
 """Small enough for the second-level cache of a CPU."""
 TRANSPOSED = (256, 128)
-"""Rows and columns that are exchanged; as many such matrices as make up the bytes."""
+"""Rows and columns of a transposed matrix; as many matrices as make up the bytes."""
 MOST_COMMON = 0.1
 IN_A_ROW = 2e-3
-"""Seconds of calls in a row, so that only the arithmetic of their loop is left."""
+"""Seconds of calls in a row, so that only the arithmetic of their loop counts."""
 FASTEST = 1e13
-"""Bytes/s that stand for new pages that cost nothing."""
+"""Bytes/s of new pages that cost nothing."""
 
 BenchShape = tuple[int, ...]
 Take = Callable[[], Sequence[torch.Tensor]]
 
 
 class Bench:
-    """Measures on one device with operands of one type; rows and notes collect in it."""
+    """Measurements on one device with operands of one type; rows and notes collect in it."""
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids) -> None:
         self.watch, self.dtype, self.grids = watch, dtype, grids
@@ -60,11 +60,11 @@ class Bench:
         self._pool, self._results = (Pool(watch.device, dtype, CACHE) for _ in range(2))
 
     def operands(self, shapes: Sequence[BenchShape], moved: int, results: Sequence[BenchShape] = ()) -> Take:
-        """Operands of a kernel that touches so many bytes, others in each call, and where it writes."""
+        """Return a source of operands and results for a kernel that touches `moved` bytes, others in each call."""
         return rotating(lambda: [*self._pool.take(*shapes), *self._results.take(*results)], CACHE // moved)
 
     def just_written(self, take: Take, call: Callable[..., object], budget: Budget) -> Times:
-        """Times `call` on operands that `take` gives, the first of which was written just before."""
+        """Time `call` on operands of `take`, the first of which was written just before."""
         current = list(take())
 
         def before() -> None:
@@ -76,7 +76,7 @@ class Bench:
 
 
 class ProductBench(Bench):
-    """Measures products; `launch_seconds`, the overhead of a call, is subtracted from its time."""
+    """Measurements of products; `launch_seconds`, the overhead of a call, is subtracted from its time."""
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids, launch_seconds: float) -> None:
         super().__init__(watch, dtype, grids)
@@ -85,7 +85,7 @@ class ProductBench(Bench):
             self.name = "tfloat32"  # which is how this process computes such products
 
     def measure(self, seconds: float) -> dict[str, Curve]:
-        """Kind of product, as a field of `costs.Curves`, and its curve; kinds that do not run here are left out."""
+        """Return a curve for each kind of product (a field of `costs.Curves`) that runs here."""
         grids = self.grids
         backward = tuple(axis[-2:] for axis in grids.attention[:2]) + grids.attention[2:]
         plans: tuple[tuple[str, GridAxes, Callable[..., tuple[Times, float]]], ...] = (
@@ -114,7 +114,7 @@ class ProductBench(Bench):
         return Curve(axes=axes, values=tuple(row.rate or 0.0 for row in rows))
 
     def _matmul(self, rows: int, inner: int, columns: int, budget: Budget) -> tuple[Times, float]:
-        """By a weight [columns, inner], as in a linear layer."""
+        """Time a product with a weight [columns, inner], as in a linear layer."""
         numbers = rows * inner + columns * inner + rows * columns
         take = self.operands([(rows, inner), (columns, inner)], numbers * self.dtype.itemsize, [(rows, columns)])
         times = self.just_written(take, lambda x, w, y: torch.mm(x, w.t(), out=y), budget)
@@ -129,7 +129,7 @@ class ProductBench(Bench):
         return times, 2.0 * groups * rows * inner * columns
 
     def _attention(self, queries: int, keys: int, width: int, budget: Budget) -> tuple[Times, float]:
-        """Without a mask: what a causal one saves is a matter of `OpCost.executed`."""
+        """Time attention without a mask: `OpCost.executed` counts the savings of a causal one."""
         take = rotating(lambda: self._heads(queries, keys, width), 4)
         times = self.just_written(take, F.scaled_dot_product_attention, budget)
         return times, 4.0 * self.grids.heads * queries * keys * width
@@ -148,14 +148,14 @@ class ProductBench(Bench):
 
 
 class MemoryBench(Bench):
-    """Measures what is bound by memory."""
+    """Measurements of kernels that are bound by memory."""
 
     def __init__(self, watch: Stopwatch, dtype: torch.dtype, grids: Grids) -> None:
         super().__init__(watch, dtype, grids)
         self.found = MemoryFigures()
 
     def overheads(self, seconds: float) -> None:
-        """Launches of a kernel that does next to nothing; reading a number that is there."""
+        """Measure the launch of a kernel that does next to nothing, and the read of a number that is there."""
         budget = Budget(seconds, 2, self.watch.clock)
         few = torch.ones(4, dtype=self.dtype, device=self.watch.device)
         one = few[:1]
@@ -168,7 +168,7 @@ class MemoryBench(Bench):
         ]
 
     def streaming(self, seconds: float) -> None:
-        """Kernels that read two tensors and write one, by all the bytes they move."""
+        """Measure kernels that read two tensors and write one, by all the bytes they move."""
         budget = Budget(seconds, len(self.grids.memory), self.watch.clock)
 
         def measure(size: int) -> Times:
@@ -179,7 +179,7 @@ class MemoryBench(Bench):
         self.found.memory = self._curve("memory", self.grids.memory, measure)
 
     def fresh(self, seconds: float) -> None:
-        """How much longer it takes to fill a new buffer than an old one."""
+        """Measure how much longer it takes to fill a new buffer than an old one."""
         if not self.grids.fresh:
             return
         budget = Budget(seconds, 2 * len(self.grids.fresh), self.watch.clock)
@@ -194,7 +194,7 @@ class MemoryBench(Bench):
         self.found.fresh = self._curve(PAGES, self.grids.fresh, measure)
 
     def compiled(self, seconds: float) -> None:
-        """Inductor's kernels: arithmetic, and transposes by bytes. Not measured where Inductor can't compile."""
+        """Measure Inductor's kernels: arithmetic, and transposes by bytes. Skipped if Inductor can't compile."""
         budget = Budget(seconds, 2 + len(self.grids.strided), self.watch.clock)
         try:
             if self.watch.device.type == "cpu":  # a GPU's arithmetic is hidden by its memory traffic
@@ -204,7 +204,7 @@ class MemoryBench(Bench):
             self.notes.append(f"Inductor's kernels are not measured: {str(error).splitlines()[0][:100]}")
 
     def _softmax(self, budget: Budget) -> None:
-        """With two heights, which show what a call costs besides its loops."""
+        """Measure two heights, which show the cost of a call besides its loops."""
         run = torch.compile(lambda x: torch.softmax(x, -1))
         seconds = []
         for rows in SOFTMAX_ROWS:
@@ -227,16 +227,16 @@ class MemoryBench(Bench):
         self.found.strided = self._curve("fused transpose", self.grids.strided, measure)
 
     def _curve(self, section: str, sizes: tuple[int, ...], measure: Callable[[int], Times]) -> Curve:
-        """Bytes/s by size."""
+        """Return the curve of bytes/s by size."""
         rows = [MeasuredPoint.moving(section, (size,), measure(size), size) for size in sizes]
         self.rows += rows
         return Curve(axes=(sizes,), values=tuple(row.rate or 0.0 for row in rows))
 
 
 def softmax_rate(low: float, high: float) -> float:
-    """Elementwise operations/s, from the seconds of the softmax of each height.
+    """Return elementwise operations/s, from the seconds of the softmax of each height.
 
-    What the two have in common is not arithmetic; it is a small part of the time, and more than that is noise.
+    The common part of the two times is not arithmetic. It is a small part of the time, and more than that is noise.
     """
     ratio = SOFTMAX_ROWS[1] / SOFTMAX_ROWS[0]
     common = min(max((ratio * low - high) / (ratio - 1), 0.0), MOST_COMMON * high)
@@ -244,7 +244,7 @@ def softmax_rate(low: float, high: float) -> float:
 
 
 def _of_any_length(operands: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    """Let one kernel serve all lengths of the first dimension; the others are constants, as they are in a model."""
+    """Let one kernel serve all lengths of the first dimension; the others are constants, as in a model."""
     for operand in operands:
         mark_dynamic(operand, 0)
     return operands

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration: measures a machine on the ranks it runs on, and makes a hardware profile of it.
+"""Calibration: measure a machine on the ranks at hand, and make a hardware profile from the measurements.
 
-Contract: collective over the group; every rank gets the same profile, rank 0's. All ranks measure at the same time, so
-that what they share (memory bandwidth, a network card) is in the figures. Figures that are not measured, or can't be
-here, are those of the base profile, and the sources say which is which. Measures only; changes no state of torch's
-except what running kernels changes.
+Contract: collective over the group; every rank gets the profile of rank 0. All ranks measure at the same time, so that
+the figures include shared resources (memory bandwidth, a network card). Figures that are not measured, or can't be
+here, are those of the base profile, and the sources tell them apart. No state of torch changes, except as running
+kernels changes it.
 
     1. compute: launches, memory, Inductor's kernels, products by shape       (calibrate_compute)
     2. links: inside a node among its ranks, between nodes among one rank each   (calibrate_link)
@@ -33,35 +33,35 @@ DeviceLike = torch.device | str | None
 Clock = Callable[[], float]
 DEFAULT_SECONDS = 45.0
 ON_ACCELERATORS = (torch.bfloat16, torch.float32)
-"""Types that are measured if none are given; the first one's products decide the efficiencies."""
+"""Types that are measured by default; products of the first one decide the efficiencies."""
 COMPUTE_PART = 0.65
-"""Fraction of the budget that goes to compute if there are links to measure, too."""
+"""The fraction of the budget that goes to compute if there are links to measure, too."""
 
 
 class CalibrateOptions(TypedDict, total=False):
-    """What every way to calibrate takes."""
+    """The options of every way to calibrate."""
 
     device: DeviceLike
-    """What to measure; None: the accelerator that is current, else the CPU."""
+    """The device to measure; None: the current accelerator, else the CPU."""
     dtypes: Sequence[torch.dtype]
     """Types of the products; by default float32 on a CPU, bfloat16 and float32 on an accelerator."""
     budget_seconds: float
-    """About how long it may take, besides building two kernels; below 20 fewer points are measured."""
+    """The approximate duration, without building two kernels; below 20 fewer points are measured."""
     ranks_per_node: int | None
     """Ranks of the group that share a node; None: as the launcher or the host names say."""
     base: HardwareProfile | None
-    """Where figures that are not measured come from; None: the shipped profile for the device."""
+    """The profile with the figures that are not measured; None: the shipped one for the device."""
 
 
 def calibrate(group: dist.ProcessGroup | None = None, **options: Unpack[CalibrateOptions]) -> HardwareProfile:
-    """Measure compute and links; the same profile on every rank.
+    """Measure compute and links; return the same profile on every rank.
 
     Args:
         group: the ranks that call this; None: the default group, or without one this process alone, which then has no
             link to measure.
-        options: `device` (None: the accelerator, else the CPU), `dtypes` of the products, `budget_seconds` (45),
-            `ranks_per_node` (None: as the launcher or the host names say), and `base`, the profile that gives what is
-            not measured (None: the shipped one for the device).
+        **options: `device` (None: the accelerator, else the CPU), `dtypes` of the products, `budget_seconds` (45),
+            `ranks_per_node` (None: as the launcher or the host names say), and `base`, the profile with the figures
+            that are not measured (None: the shipped one for the device).
 
     Raises:
         ConfigError: an impossible budget, no types, or ranks that can't be placed on nodes this way.
@@ -74,7 +74,7 @@ def calibrate_compute(group: dist.ProcessGroup | None = None, **options: Unpack[
 
     Args:
         group: as for `calibrate`.
-        options: as for `calibrate`; the budget is 29 seconds by default.
+        **options: as for `calibrate`; the budget is 29 seconds by default.
 
     Raises:
         ConfigError: as for `calibrate`.
@@ -90,15 +90,14 @@ def calibrate_link(
     largest: Mapping[CollectiveKind, int] | None = None,
     **options: Unpack[CalibrateOptions],
 ) -> HardwareProfile:
-    """`profile` with links that are measured anew: after a change of the network, or from another machine.
+    """Measure the links anew, after a change of the network or for a profile from another machine.
 
     Args:
-        profile: everything else.
+        profile: the other figures.
         group: at least two ranks, all of which call this.
-        largest: what the model sends, as bytes of the largest message of each kind, such as
-            {"all_to_all": 16_000_000}; these kinds are measured up to there, and more often. None: all kinds alike, as
-            far as the budget goes.
-        options: as for `calibrate`; `ranks_per_node` 1 measures the link between nodes only.
+        largest: bytes of the largest message of each kind that the model sends, such as {"all_to_all": 16_000_000};
+            these kinds are measured up to there, and more often. None: all kinds alike, as far as the budget goes.
+        **options: as for `calibrate`; `ranks_per_node` 1 measures the link between nodes only.
 
     Raises:
         ConfigError: there is only one rank, or as for `calibrate`.
@@ -118,16 +117,16 @@ def measure(
     clock: Clock = time.perf_counter,
     **options: Unpack[CalibrateOptions],
 ) -> Calibration:
-    """What `calibrate` does, with every measured point.
+    """Calibrate like `calibrate`, and return every measured point, too.
 
     Args:
         group: as for `calibrate`.
         compute: whether to measure compute.
         links: whether to measure links, if there is more than one rank.
         largest: as for `calibrate_link`.
-        tell: called on rank 0 with what is being measured.
+        tell: called on rank 0 with the name of the next measurement.
         clock: seconds since some moment, for work on a CPU.
-        options: as for `calibrate`.
+        **options: as for `calibrate`.
 
     Raises:
         ConfigError: as for `calibrate`; or nothing is to be measured.
@@ -180,7 +179,7 @@ def _known_kinds(largest: Mapping[CollectiveKind, int] | None) -> Mapping[Collec
 
 @dataclass
 class _Run:
-    """One calibration: who measures, and what has been found so far."""
+    """One calibration: its settings, and the findings so far."""
 
     ranks: MeasuredGroup
     clock: Clock
@@ -191,7 +190,7 @@ class _Run:
     notes: list[str] = field(default_factory=list)
 
     def compute(self, profile: HardwareProfile, dtypes: Sequence[torch.dtype], seconds: float) -> HardwareProfile:
-        """`profile` with this machine's compute."""
+        """Return `profile` with this machine's compute."""
         watch = Stopwatch(self.ranks.device, self.clock)
         sizes = grids(watch.device, quick=self.quick)
         memory = MemoryBench(watch, dtypes[0], sizes)
@@ -222,7 +221,7 @@ class _Run:
     def links(
         self, profile: HardwareProfile, per_node: int, seconds: float, largest: Mapping[CollectiveKind, int]
     ) -> HardwareProfile:
-        """Links inside a node among all its ranks, between nodes among the ranks of one place in each."""
+        """Measure links inside a node among all its ranks, between nodes among the ranks of one place in each."""
         ranks, what = self.ranks, self.what
         if per_node < 1 or (per_node < ranks.size and ranks.size % per_node):
             raise ConfigError(

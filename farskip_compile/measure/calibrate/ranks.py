@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranks that calibrate together: who they are, how they agree, and how rank 0's findings reach the others.
+"""The ranks that calibrate together, and the ways in which they agree.
 
-Contract: everything here is collective over the group: all its ranks call the same things in the same order. Without a
+Contract: everything here is collective over the group: all its ranks make the same calls in the same order. Without a
 group there is one rank, and nothing is sent. Messages between the ranks are small.
 """
 
@@ -18,9 +18,10 @@ from farskip_compile.errors import ConfigError
 
 
 class MeasuredGroup:
-    """A process group as calibration sees it; None: the default group if there is one, else this process alone.
+    """A process group to calibrate; None: the default group if there is one, else this process alone.
 
     Args:
+        group: the ranks.
         device: where tensors of the group's collectives are.
 
     Raises:
@@ -39,11 +40,11 @@ class MeasuredGroup:
             )
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
         self.slowest(torch.zeros(1))
 
     def slowest(self, seconds: torch.Tensor) -> torch.Tensor:
-        """The maximum over all ranks, entry by entry."""
+        """Return the maximum over all ranks, entry by entry."""
         if self.group is None:
             return seconds
         worst = seconds.to(self.device)
@@ -51,7 +52,7 @@ class MeasuredGroup:
         return worst.cpu()
 
     def agreed(self, value: Any) -> Any:
-        """Rank 0's value."""
+        """Return the value of rank 0."""
         if self.group is None or self.size == 1:
             return value
         values = [value]
@@ -60,7 +61,7 @@ class MeasuredGroup:
         return values[0]
 
     def per_node(self) -> int:
-        """Ranks of the group that share a node: as the launcher says, else by host name."""
+        """Return the ranks of the group that share a node, as the launcher or the host names say."""
         if self.group is None:
             return 1
         launched = os.environ.get("LOCAL_WORLD_SIZE", "")
@@ -71,7 +72,7 @@ class MeasuredGroup:
         return min(max(names.count(name) for name in names), *counts, self.size)
 
     def part(self, members: list[list[int]]) -> dist.ProcessGroup | None:
-        """A new group of those of `members` (ranks of this group, in lists that share no rank) that this rank is in."""
+        """Return a new group of the list in `members` that has this rank; the lists share no rank."""
         assert self.group is not None
         mine = next((ranks for ranks in members if self.rank in ranks), None)
         if mine is None:

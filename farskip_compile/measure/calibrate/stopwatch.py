@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured and how often, and the seconds of calls on one device.
+"""Sizes and repetitions of measurements, and the seconds of calls on one device.
 
 In:    a device, a budget in seconds; callables that work on tensors of the device.
 Out:   sizes to measure (`Grids`), repetitions (`Budget`), and the seconds of one call, several times (`Times`).
@@ -7,12 +7,12 @@ Never: includes the first call, which may build or load a kernel.
 
 Grids depend on the kind of device and on whether the budget is small, so they are equal on every rank. Time is that of
 the clock on a CPU, of events in the stream on an accelerator. Short calls are timed several in a row, since neither
-resolves a microsecond. On a CPU the operands change from call to call (`Pool`): a model's are seldom in the cache,
-apart from what the preceding operator made.
+resolves a microsecond. On a CPU the operands change from call to call (`Pool`): those of a model are seldom in the
+cache, except for results of the preceding operator.
 
-An accelerator gets a head start of work before the first event, in which the host can launch all that is timed. As in a
-compiled program, whose launches are far ahead of the device, the time is then the device's, and not the host's, which
-takes longer to launch a small kernel than the device to run it.
+An accelerator gets a head start of work before the first event, in which the host launches all that is timed. As in a
+compiled program, whose launches are far ahead of the device, the time is then the device's, and not that of the host,
+which takes longer to launch a small kernel than the device to run it.
 
 The path for accelerators (`torch.accelerator`, `torch.Event`) was written by the documentation and has not been run.
 """
@@ -35,16 +35,16 @@ from farskip_compile.base.json_files import JsonReader
 
 GridAxes = tuple[tuple[int, ...], ...]
 QUICK_SECONDS = 20.0
-"""A budget below this measures fewer points."""
+"""The budget below which fewer points are measured."""
 LEAST, MOST = 3, 15
 """Repetitions of one point."""
 MOST_SETS = 16
 SHORT = 100e-6
-"""Calls that take less are timed several in a row."""
+"""Seconds below which calls are timed several in a row."""
 AHEAD = 2e-3
-"""Seconds of work on an accelerator that the host gets ahead by; longer than it needs to launch the calls in a row."""
+"""Seconds of an accelerator's head start; longer than the host needs to launch the calls in a row."""
 MOST_AHEAD = 200
-"""Products that may take, however fast the device is."""
+"""Most products of a head start, however fast the device is."""
 SIDE = 2048
 """Rows and columns of such a product."""
 
@@ -62,19 +62,19 @@ class Grids:
     memory: tuple[int, ...]
     strided: tuple[int, ...]
     fresh: tuple[int, ...]
-    """Sizes of new buffers; empty where the allocator keeps what it has."""
+    """Sizes of new buffers; empty for allocators that keep their memory."""
     messages: tuple[int, ...]
 
 
 def grids(device: torch.device, *, quick: bool) -> Grids:
-    """The sizes for a kind of device, from `grids.json`."""
+    """Return the sizes for a kind of device, from `grids.json`."""
     text = (resources.files("farskip_compile.measure.calibrate") / "grids.json").read_text(encoding="utf-8")
     kind, amount = "cpu" if device.type == "cpu" else "accelerator", "quick" if quick else "thorough"
     return JsonReader("grids.json").decode(Grids, json.loads(text)[kind][amount])
 
 
 class Budget:
-    """Divides a time in seconds among the points that are still to be measured."""
+    """A time in seconds that is divided among the points that are still to be measured."""
 
     def __init__(self, seconds: float, points: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -82,7 +82,7 @@ class Budget:
         self._points = points
 
     def repetitions(self, once: float) -> int:
-        """How often a point whose call takes `once` seconds is measured; counts the point as done."""
+        """Return the repetitions of a point whose call takes `once` seconds, and count the point as done."""
         share = max(self._end - self._clock(), 0.0) / max(self._points, 1)
         self._points -= 1
         return max(LEAST, min(MOST, int(share / max(once, 1e-9))))
@@ -90,25 +90,25 @@ class Budget:
 
 @dataclass(frozen=True)
 class Times:
-    """Repetitions of one measurement, in seconds."""
+    """The seconds of repetitions of one measurement."""
 
     seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Half took longer."""
+        """The median."""
         return statistics.median(self.seconds)
 
     @property
     def spread(self) -> float:
-        """Interquartile range as a fraction of the median."""
+        """The interquartile range as a fraction of the median."""
         ordered = sorted(self.seconds)
         low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4 - (len(ordered) % 4 == 0)]
         return (high - low) / self.median if self.median else 0.0
 
 
 class Stopwatch:
-    """Times calls on `device`; `clock` is used on a CPU only."""
+    """A timer of calls on `device`; `clock` is used on a CPU only."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self.device = device
@@ -123,9 +123,11 @@ class Stopwatch:
         least: float = SHORT,
         waits: bool = False,
     ) -> Times:
-        """Seconds of one call, as often as the budget allows.
+        """Time one call as often as the budget allows.
 
         Args:
+            call: the call.
+            budget: of the measurements.
             before: runs before each repetition, untimed: makes the operands as the preceding operator would.
             least: seconds that one repetition should take; a shorter call is repeated within it.
             waits: the call waits for the device, so that the host can't be ahead.
@@ -146,9 +148,13 @@ class Stopwatch:
         waits: bool = False,
         lead: Callable[[], object] | None = None,
     ) -> float:
-        """Seconds of one of `count` calls in a row; arguments as of `time`.
+        """Return the seconds of one of `count` calls in a row.
 
         Args:
+            call: the call.
+            count: calls in a row.
+            before: as for `time`.
+            waits: as for `time`.
             lead: runs right before the first call, untimed; on an accelerator at the end of the head start.
         """
         if self.device.type == "cpu":
@@ -182,7 +188,7 @@ class Stopwatch:
 
     @cached_property
     def _products(self) -> int:
-        """How many products give the host its head start."""
+        """The number of products that give the host its head start."""
 
         def product() -> object:
             return torch.mm(self._operand, self._operand)
@@ -192,9 +198,9 @@ class Stopwatch:
 
 
 class Pool:
-    """Operands from one large block, each from another place in it, so that caches do not hold them already.
+    """Operands from one large block, each from another place, so that caches do not hold them already.
 
-    The block has `size` bytes; more where one call needs as much.
+    The block has `size` bytes; more if one call needs as much.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, size: int) -> None:
@@ -208,7 +214,7 @@ class Pool:
         return numbers.uniform_(-0.05, 0.05, generator=generator).to(self.dtype)
 
     def take(self, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
-        """Tensors of numbers near zero, disjoint; they may share memory with those of much earlier calls."""
+        """Return disjoint tensors of numbers near zero, which may share memory with those of much earlier calls."""
         counts = [-(-prod(shape) // 64) * 64 for shape in shapes]
         if sum(counts) > self._block.numel():
             self._block = self._make(sum(counts) * self.dtype.itemsize)
@@ -222,7 +228,7 @@ class Pool:
 
 
 def rotating(make: Callable[[], Sequence[torch.Tensor]], sets: int) -> Callable[[], Sequence[torch.Tensor]]:
-    """Gives one of `sets` groups of operands (1 to 16) after the other."""
+    """Return a source of `sets` groups of operands (1 to 16) in turn."""
     made = [make() for _ in range(max(1, min(sets, MOST_SETS)))]
     endless = itertools.cycle(made)
     return lambda: next(endless)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration found, on a terminal.
+"""A calibration on a terminal.
 
-Contract: a renderable for a `rich` console of any width from 80 columns on, understandable without colours. Of grids
-with many points only some are shown unless everything is asked for.
+Contract: returns a renderable for a `rich` console of any width from 80 columns on, understandable without colours. Of
+grids with many points only some are shown by default.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from farskip_compile.measure.calibrate.findings import PAGES, Calibration, Measu
 from farskip_compile.measure.profiling.text import time_text
 
 FEW = 8
-"""Points of one section that are shown."""
+"""Points of one section that are shown by default."""
 NOISY = 0.25
-"""A spread beyond this is marked."""
+"""The spread beyond which a spread is marked."""
 
 
 def calibration_text(found: Calibration, console: Console, *, everything: bool = False) -> RenderableType:
-    """All of a calibration, for a terminal.
+    """Return a calibration as a renderable for a terminal.
 
     Args:
-        found: what `measure` returned.
+        found: the result of `measure`.
         console: where it will be printed; its width decides the layout.
-        everything: every point of every grid, not some of each.
+        everything: show every point of every grid, not some of each.
     """
     ranks = f"{found.ranks} ranks at once" if found.ranks > 1 else "one rank"
     parts = [Text(f"{found.device}, {ranks}, {found.seconds:.0f} s", style="bold"), Text()]
@@ -57,12 +57,12 @@ def calibration_text(found: Calibration, console: Console, *, everything: bool =
 
 
 def _group(row: MeasuredPoint) -> tuple[str, str | bool]:
-    """Products of one type, kernels bound by memory, or collectives: what is compared with the best of them."""
+    """Return the key of points with a common best: products of one type, memory-bound kernels, or collectives."""
     return row.unit, row.section.rsplit(" ", 1)[-1] if row.unit == "FLOP/s" else "ranks" in row.section
 
 
 def _some(rows: list[MeasuredPoint]) -> list[MeasuredPoint]:
-    """Points that are evenly spread over the section, with its first and last."""
+    """Return points that are evenly spread over the section, with its first and last."""
     places = sorted({round(index * (len(rows) - 1) / (FEW - 1)) for index in range(FEW)})
     return [rows[place] for place in places]
 
@@ -81,7 +81,7 @@ def _summary(found: Calibration) -> list[Text]:
 
 
 def size_text(row: MeasuredPoint) -> str:
-    """`1024x512x64`, or `4 MiB`."""
+    """Return `1024x512x64`, or `4 MiB`."""
     if len(row.size) > 1:
         return "x".join(map(str, row.size))
     size = row.size[0]
@@ -92,7 +92,7 @@ def size_text(row: MeasuredPoint) -> str:
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """A rate with three digits: `105 GFLOP/s`."""
+    """Return a rate with three digits: `105 GFLOP/s`."""
     for prefix, step in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if rate >= step:
             return f"{rate / step:.3g} {prefix}{unit}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a profile shows: communication, how much of it was exposed, and what hid the rest.
+"""Overlap reports: communication in a profile, how much of it was exposed, and which kernels hid the rest.
 
     report = record(step, path="trace{rank}.json")              # on every rank; this rank's report
     report = overlap([read_trace(path) for path in paths])      # of all ranks; `farskip overlap` does the same
@@ -7,11 +7,11 @@
 
 Exposed is the time during which a collective is in flight and no compute of the same rank runs; overlap is
 1 - exposed / communication. Both are measured on unions of intervals, on CPU with gloo and on CUDA or HIP streams.
-What counts as compute is said in `raw.py`, by names in `events.py` (host) and `gpu_families.py` (GPU); in doubt, less
-does. On a GPU, communication is NCCL and RCCL, what NVSHMEM, DeepEP, symmetric memory and custom all-reduces do, and
-copies between GPUs; what NCCL calls SendRecv has the name of what launched it (`launches.py`). A collective is in
-flight while its event lasts, not while it queues; on each rank this includes the wait for ranks that come later, which
-`overlap(..., subtract_peer_wait=True)` subtracts if the traces of all ranks are given.
+`raw.py` defines compute, by names in `events.py` (host) and `gpu_families.py` (GPU); in doubt, less counts. On a GPU,
+communication is the work of NCCL, RCCL, NVSHMEM, DeepEP, symmetric memory and custom all-reduces, and copies between
+GPUs; a kernel that NCCL calls SendRecv has the name of the operator that launched it (`launches.py`). A collective is
+in flight while its event lasts, not while it queues. On each rank this includes the wait for ranks that come later,
+which `overlap(..., subtract_peer_wait=True)` subtracts if the traces of all ranks are given.
 """
 
 from __future__ import annotations

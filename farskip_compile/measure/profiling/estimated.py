@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scheduler's estimates next to what the trace shows, for each compiled graph and in total.
+"""The scheduler's estimates next to measured times, for each compiled graph and in total.
 
-In:    traces that hold the schedules of the process that was profiled (`record` writes them into the trace), each with
-       the runs of its compiled graphs.
+In:    traces with the schedules of the profiled process (`record` writes them into the trace) and the runs of its
+       compiled graphs.
 Out:   a row for each scheduled graph that ran, and their sum; nothing if no schedule is known.
-Never: guesses. A graph whose runs can't be identified is left without measurement.
+Never: guesses. A graph whose runs can't be identified stays without measurement.
 
-Algorithm:
-1. On a CPU a graph's run is a marked stretch of one thread. Its compute is the part of the rank's compute inside it;
-   its communication is the union of the collectives launched inside it; exposed is the part of that outside compute.
-   Runs of one graph are averaged, and so are ranks.
-2. A trace does not say which schedule a graph has. Both are known in order, and so is how many collectives each
-   launches; they are matched from the last to the first, since older schedules may be of models that did not run.
-3. On a GPU kernels run apart from the code that launches them, so there is only the sum, of the whole trace. It is
-   compared with the schedules of one step, so that one step must be profiled.
+1. On a CPU a graph's run is a marked stretch of one thread. Its compute is the part of the rank's compute inside the
+   stretch; its communication is the union of the collectives launched inside; exposed is the part of the communication
+   outside compute. Runs of one graph are averaged, and so are ranks.
+2. A trace does not say which schedule belongs to a graph. Schedules and graphs are both in order, with known numbers of
+   collectives; they are matched from the last to the first, since older schedules may be of models that did not run.
+3. On a GPU kernels run apart from the code that launches them, so that only the sum over the whole trace is known. It
+   is compared with the schedules of one step: profile one step.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ _Runs = list[StepTimes]
 
 
 def announced(entries: object) -> tuple[dict[str, Any], ...]:
-    """The schedules that a trace holds, of which this module knows some fields.
+    """Return the schedules that a trace holds, checked, with the fields that this module needs.
 
     Raises:
-        ValueError: one of them is not as a report's `to_json` gave it.
+        ValueError: an entry is not as a report's `to_json` gave it.
     """
     found = entries if isinstance(entries, list) else []
     return tuple(_schedule(one) for one in found if isinstance(one, dict) and isinstance(one.get("orders"), dict))
@@ -57,7 +56,7 @@ def _schedule(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
-    """Rows for all scheduled graphs in `traces`, the sum last; empty if the traces hold no schedule."""
+    """Return rows for all scheduled graphs in `traces`, the sum last; empty if the traces hold no schedule."""
     known = next((trace.schedules for trace in traces if trace.schedules), ())
     schedules = [one for one in known if one.get("after") is not None]
     if not schedules:
@@ -67,18 +66,22 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
         for index, graph in _match(schedules, _graphs(trace)):
             matched.setdefault(index, []).append(_mean(graph))
     chosen = sorted(matched) or range(len(schedules))
-    rows = [
-        EstimateReport(
+    rows = []
+    for index in chosen:
+        schedule = schedules[index]
+        row = EstimateReport(
             name=_name(schedules, index, chosen),
-            collectives=_launches(schedules[index]),
-            profile=schedules[index]["profile"],
-            estimated=StepTimes(*(round(1e9 * schedules[index]["after"][name]) for name in SECONDS)),
+            collectives=_launches(schedule),
+            profile=schedule["profile"],
+            estimated=StepTimes(*(round(1e9 * schedule["after"][name]) for name in SECONDS)),
             measured=_mean(matched[index]) if index in matched else None,
         )
-        for index in chosen
-    ]
+        rows.append(row)
     found = [row.measured for row in rows if row.measured is not None]
-    runs = [_times(one.span or (0, 0), one.compute(), [(c.start, c.end) for c in one.collectives]) for one in traces]
+    runs = []
+    for trace in traces:
+        collectives = [(one.start, one.end) for one in trace.collectives]
+        runs.append(_times(trace.span or (0, 0), trace.compute(), collectives))
     whole = EstimateReport(
         name="total",
         collectives=sum(row.collectives for row in rows),
@@ -90,7 +93,7 @@ def estimates(traces: Sequence[Trace]) -> tuple[EstimateReport, ...]:
 
 
 def _graphs(trace: Trace) -> list[tuple[int, _Runs]]:
-    """(launches, runs) of the compiled graphs of a rank that launch any, in the order in which they first ran."""
+    """Return (launches, runs) of each compiled graph of a rank that launches any, in the order of their first runs."""
     if trace.device is not CollectiveDevice.CPU or not trace.graphs:
         return []
     compute = trace.compute()
@@ -116,7 +119,7 @@ def _times(stretch: Span, compute: Sequence[Span], collectives: Sequence[Span]) 
 
 
 def _match(schedules: Sequence[dict[str, Any]], graphs: Sequence[tuple[int, _Runs]]) -> Iterator[tuple[int, _Runs]]:
-    """(index of a schedule, runs of its graph), from the last to the first."""
+    """Yield (index of a schedule, runs of its graph), from the last to the first."""
     left = len(schedules)
     for launches, runs in reversed(graphs):
         index = next((i for i in reversed(range(left)) if _launches(schedules[i]) == launches), None)

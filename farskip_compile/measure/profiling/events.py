@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a profiler event on the host is, by its category and name; `gpu_names.py` answers for work on a GPU.
+"""The role of a profiler event on the host, by its category and name; `gpu_names.py` answers for work on a GPU.
 
-Contract: pure questions about names; no trace is walked here. The names are those observed from `torch.profiler` on
-CPU with gloo (torch 2.13), and those documented for CUDA and HIP. Where a name is ambiguous, the answer is the one that
-counts less compute: exposure may come out too large, never too small.
-
-`EventRole` says what an event on a CPU thread is by its name, `lanes.py` what it is by what runs around and inside it.
+Contract: pure questions about names. The names are those observed from `torch.profiler` on CPU with gloo (torch 2.13),
+and those documented for CUDA and HIP. An ambiguous name gets the answer that counts less compute: exposure may come out
+too large, never too small. `lanes.py` decides by the events around and inside an event, `EventRole` by its name alone.
 """
 
 from __future__ import annotations
@@ -16,16 +14,16 @@ from functools import lru_cache
 
 
 class EventRole(Enum):
-    """What an operator event on a CPU thread does."""
+    """The role of an operator event on a CPU thread."""
 
     COMPUTE = "compute"
     """An operator of PyTorch (`aten::mm`), or a fused kernel of Inductor (`graph_0_cpp_fused_gelu_1`)."""
     LEAF = "leaf"
-    """Compute, if no other operator runs inside: one of another namespace (`mylib::permute`), which may be Python."""
+    """Compute unless another operator runs inside: one of another namespace (`mylib::permute`), maybe Python."""
     LAUNCH = "launch"
-    """Launches a collective, or is part of a launch: not compute."""
+    """A launch of a collective, or a part of one: not compute."""
     WAIT = "wait"
-    """Blocks the thread until a collective is done."""
+    """A call that blocks the thread until a collective is done."""
     GLUE = "glue"
     """Anything else: Dynamo's cache lookups, compiled regions, autograd's nodes, `record_function` ranges."""
 
@@ -53,12 +51,12 @@ GPU_ANNOTATION_CATEGORIES = frozenset(["gpu_user_annotation"])
 RUNTIME_CATEGORIES = frozenset(["cuda_runtime", "cuda_driver", "Runtime"])
 
 COMPILED_REGION = "## Call CompiledFxGraph"
-"""How the mark of a run of code that Inductor compiled begins."""
+"""The beginning of the mark around a run of code that Inductor compiled."""
 
 LOOSE_KINDS = frozenset(
     ["send", "recv", "send_recv", "batch_isend_irecv", "broadcast", "reduce", "gather", "scatter"]
 ) | {"collective", "coalesced"}
-"""Kinds that one rank may finish before another begins; `collective` and `coalesced` may be one of them."""
+"""Kinds that one rank may finish before another begins; `collective` and `coalesced` may be one of these."""
 
 LAUNCH_KINDS: dict[str, tuple[str, str]] = {
     "alltoall_base_": ("all_to_all_single", "all_to_all"),
@@ -77,13 +75,15 @@ LAUNCH_KINDS: dict[str, tuple[str, str]] = {
     "send": ("send", "send"),
     "recv_any_source_": ("recv", "recv"),
 }
-"""Operator of `c10d`: the collective that it launches, and the name that gloo's work goes by (a reduce-scatter on gloo
-is an all-reduce, of which each rank keeps a part)."""
+"""A map from each operator of `c10d` to the collective that it launches, and gloo's name of the work.
+
+A reduce-scatter on gloo is an all-reduce, of which each rank keeps a part.
+"""
 
 
 @lru_cache(maxsize=65536)
 def role(name: str) -> EventRole:
-    """What the operator event `name` on a CPU thread does."""
+    """Return the role of the operator event `name` on a CPU thread."""
     if name == LAUNCH_RECORD or _CPU_COLLECTIVE.match(name):
         return EventRole.LAUNCH
     if _FUSED_KERNEL.match(name):
@@ -98,25 +98,25 @@ def role(name: str) -> EventRole:
 
 @lru_cache(maxsize=65536)
 def is_fused_kernel(name: str) -> bool:
-    """Whether `name` is a kernel that Inductor made."""
+    """Return whether `name` is a kernel that Inductor made."""
     return _FUSED_KERNEL.match(name) is not None
 
 
 @lru_cache(maxsize=65536)
 def launched_kind(name: str) -> tuple[str, str] | None:
-    """The collective that the operator `name` launches, and what gloo calls its work; None if it launches none."""
+    """Return the collective that the operator `name` launches, and gloo's name of the work; None for others."""
     return LAUNCH_KINDS.get(name[len("c10d::") :]) if name.startswith("c10d::") else None
 
 
 @lru_cache(maxsize=65536)
 def cpu_collective(name: str) -> str | None:
-    """Kind of the collective whose work on a CPU the event `name` is: `gloo:all_to_all` gives `all_to_all`."""
+    """Return the kind of the CPU collective that the event `name` is: `all_to_all` for `gloo:all_to_all`."""
     match = _CPU_COLLECTIVE.match(name)
     return match[2] if match is not None else None
 
 
 @lru_cache(maxsize=65536)
 def layer_of(annotation: str) -> int | None:
-    """The layer that a `record_function` range names: `layer 3`, `layers.3.mlp`, `block_3`; None if none or several."""
+    """Return the layer that a `record_function` range names (`layers.3.mlp`, `block_3`); None for none or several."""
     found = set(_LAYER.findall(annotation))
     return int(found.pop()) if len(found) == 1 else None

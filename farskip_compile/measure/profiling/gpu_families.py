@@ -2,13 +2,13 @@
 """Kernels that communicate, by the names that their projects give them: data, and nothing else.
 
 In:    nothing.
-Out:   `FAMILIES`: which project has which kernels, and what each of them does.
+Out:   `FAMILIES`: the kernels of each project, and the communication of each kernel.
 Never: questions; these are in `gpu_names.py`, which takes the first row whose pattern a name matches.
 
 A pattern is searched in the name of the function alone: namespaces, but no parameters, no template arguments and no
-return type. `kind` is what the report calls the work; `\\g<what>` stands for what the group `what` of the pattern
-found, and `AllReduce` becomes `all_reduce`. Where a name may mean both, the row says that it communicates: exposure may
-come out too large, never too small.
+return type. `kind` is the name in reports; `\\g<what>` stands for the group `what` of the match, and `AllReduce`
+becomes `all_reduce`. A name that may mean compute or communication counts as communication: exposure may come out too
+large, never too small.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 
 class Trait(Flag):
-    """What else a name tells."""
+    """Further facts that a name states."""
 
     NONE = 0
     VAGUE = auto()
-    """The name does not say which collective it is; the launching side may."""
+    """The name does not state the collective; the launching side may."""
     FUSED = auto()
     """The kernel computes as well. It counts as communication alone."""
     LOOSE = auto()
@@ -37,12 +37,12 @@ class KernelPattern(NamedTuple):
 
     pattern: str
     kind: str | None
-    """None: computes, though a later row would match."""
+    """The name that reports use; None for kernels that compute, although a later row would match."""
     traits: Trait = NONE
 
 
 class KernelFamily(NamedTuple):
-    """One project, and where its names were seen."""
+    """The kernels of one project, and the sources of their names."""
 
     project: str
     source: str

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What work on a GPU is, by its name; and which collective a launch is, by the name of what launched it.
+"""The collectives that the names of kernels, copies, operators and ranges state.
 
 In:    names of kernels and copies, as CUPTI, roctracer or Nsight Systems report them; names of operators, of titles of
        works (`nccl:all_to_all`), of collectives in `record_param_comms`, and of NCCL's own NVTX ranges.
-Out:   what the name alone says. `launches.py` knows what surrounds a launch.
-Never: walks a trace. Takes what Inductor generated for communication: a fused kernel is named after all that it
-       replaced, `triton_poi_fused_add_all_reduce_4`.
+Out:   the statement of the name alone. `launches.py` knows what surrounds a launch.
+Never: walks a trace; takes a fused kernel of Inductor for communication, although such a kernel is named after all
+       operators that it replaced, `triton_poi_fused_add_all_reduce_4`.
 
 Algorithm of `work_of`:
 1. A copy from one GPU to another is an exchange by copy engines.
-2. A kernel's function is what is left of its name without return type, parameters and template arguments, demangled if
-   it is mangled (HIP).
-3. The first row of `gpu_families.py` that matches decides; none: it computes.
+2. The function of a kernel is its name without return type, parameters and template arguments, demangled (HIP).
+3. The first row of `gpu_families.py` that matches the function decides. Without a match, the kernel computes.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ SEND_RECV = "send_recv"
 
 _ROWS = [(re.compile(row.pattern), row) for family in FAMILIES for row in family.rows]
 _PEER_COPY = re.compile(r"Memcpy (PtoP|P2P|<?unknown)\b")
-"""One of unknown kind may be one."""
+"""Matches copies of unknown kind, too: they may lead to another GPU."""
 _UNNAMED = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
-"""As c++filt and Nsight Systems write it."""
+"""An anonymous namespace, as c++filt and Nsight Systems write it."""
 _MANGLED = re.compile(r"_ZN?K?(?=\d)")
 _LENGTH = re.compile(r"\d{1,3}")
 _WAITS_FOR_TILES = "PersistentAsyncInputScheduler"
-"""In the template arguments of a CUTLASS kernel whose tiles arrive while it runs (torch's symm_mem, AsyncMM.cu)."""
+"""A template argument of CUTLASS kernels whose tiles arrive while they run (torch's symm_mem, AsyncMM.cu)."""
 
 _OWNERS = re.compile(r"(?:c10d|_?c10d_functional(?:_autograd)?|symm_mem)::(?P<what>\w+)|nccl(?P<call>[A-Z]\w*)")
 """Operators of PyTorch that communicate, and NCCL's functions: its NVTX ranges have their names (`__func__`, by
 NVTX3_FUNC_WITH_PARAMS in src/collectives.cc)."""
 _TITLE = re.compile(r"nccl:(?P<what>\w+)")
-"""Of a work of ProcessGroupNCCL: `nccl:all_to_all`, `nccl:_all_gather_base`, `nccl:send 0->1`, `nccl:coalesced`
-(torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp)."""
+"""The title of a work of ProcessGroupNCCL: `nccl:all_to_all`, `nccl:_all_gather_base`, `nccl:send 0->1`,
+`nccl:coalesced` (torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp)."""
 _SAYS_NOTHING = frozenset(
     ["group_start", "group_end", "wait_tensor", "wait", "init", "monitored_barrier", "check_for_nan"]
 )
@@ -57,29 +56,29 @@ _KINDS = {
     "irecv": "recv",
     "batch_p2p_ops": "batch_isend_irecv",
 }
-"""Other names of a collective: of operators, in `record_param_comms` and in titles. What is not here is named well."""
+"""Other names of a collective, of operators, in `record_param_comms` and in titles, and the name that reports use."""
 _HOW = re.compile(r"^(?:nvshmem_|multimem_|one_shot_|two_shot_)+(?=all_|reduce)|(?:_copy)?_out$|_copy$|_impl$")
-"""What names of `symm_mem::` and RCCL's functions add to that of the collective."""
+"""Affixes that operators of `symm_mem::` and functions of RCCL add to the name of the collective."""
 
 
 class GpuWork(NamedTuple):
-    """What a kernel or a copy does, if it communicates."""
+    """The communication of a kernel or a copy."""
 
     kind: str
     traits: Trait
 
 
 class LaunchName(NamedTuple):
-    """What the name of an operator or a range says about the GPU work that it launches."""
+    """The collective that the name of an operator or a range states."""
 
     kind: str
     owns: bool
-    """Whether all that it launches itself belongs to the collective."""
+    """True if all work that the operator launches itself belongs to the collective."""
 
 
 @lru_cache(maxsize=65536)
 def work_of(name: str) -> GpuWork | None:
-    """What the kernel or copy `name` communicates; None if the name is of compute, or says nothing."""
+    """Return the communication of the kernel or copy `name`; None if the name states none."""
     if _PEER_COPY.match(name):  # 1
         return GpuWork(PEER_COPY, Trait.VAGUE | Trait.LOOSE)
     if is_fused_kernel(name):
@@ -94,7 +93,7 @@ def work_of(name: str) -> GpuWork | None:
 
 
 def function_of(name: str) -> str:
-    """`void deep_ep::intranode::combine<__nv_bfloat16, 8>(void*)` gives `deep_ep::intranode::combine`."""
+    """Return `deep_ep::intranode::combine` for `void deep_ep::intranode::combine<__nv_bfloat16, 8>(void*)`."""
     if start := _MANGLED.match(name):
         return "::".join(_parts(name, start.end()))
     bare = _UNNAMED.sub("", name).removeprefix("void ")
@@ -102,7 +101,7 @@ def function_of(name: str) -> str:
 
 
 def _parts(name: str, place: int) -> list[str]:
-    """The names that a mangled one consists of: each has its length before it. Only the first, without a scope."""
+    """Return the names in a mangled name, each of which follows its length; only the first, if there is no scope."""
     parts: list[str] = []
     while (digits := _LENGTH.match(name, place)) and (not parts or name.startswith("_ZN")):
         place = digits.end() + int(digits[0])
@@ -116,8 +115,10 @@ def _work(row: KernelPattern, match: re.Match[str]) -> GpuWork | None:
 
 @lru_cache(maxsize=4096)
 def launched_by(name: str) -> LaunchName | None:
-    """What the operator or range `name` launches: `c10d::alltoall_base_`, `nccl:all_to_all` and `ncclAlltoAll` give
-    `all_to_all`. None if it is none that communicates, or does not say what."""
+    """Return the collective that the operator or range `name` launches; None if the name states none.
+
+    `c10d::alltoall_base_`, `nccl:all_to_all` and `ncclAlltoAll` give `all_to_all`.
+    """
     if match := _OWNERS.match(name):
         kind, owns = kind_of(match["what"] or match["call"]), True
     elif match := _TITLE.match(name):
@@ -129,7 +130,7 @@ def launched_by(name: str) -> LaunchName | None:
 
 @lru_cache(maxsize=4096)
 def kind_of(collective: str) -> str:
-    """One name for a collective: `all_to_allv`, `alltoall_base_` and `AlltoAll` give `all_to_all`."""
+    """Return the name that reports use: `all_to_all` for `all_to_allv`, `alltoall_base_` and `AlltoAll`."""
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", collective.strip("_")).lower()
     plain = _HOW.sub("", snake)
     return _KINDS.get(plain, plain)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of time intervals, and how they are drawn with as few shapes as a picture has room for.
+"""Sets of time intervals, and shapes that draw many intervals on few pixels.
 
-Contract: an interval is `(start, end)` in whole nanoseconds, half open, `start <= end`. A *union* is a list of
-intervals that is sorted, with a gap between neighbours and nothing empty: what `union` gives and what every other
-function here takes. All are linear in the number of intervals (after sorting), or logarithmic for each question;
-integers, so nothing is rounded. A trace may hold a million intervals for a thousand pixels: what is shorter than a
-*sliver* can't be seen, and is drawn with its neighbours, so that proportions stay: their times add up.
+Contract: an interval is `(start, end)` in whole nanoseconds, half open, `start <= end`. A *union* is a sorted list of
+intervals with gaps between neighbours and none empty: the result of `union`, and the argument of every other function.
+All functions are linear in the number of intervals (after sorting) or logarithmic per question, and exact. A trace may
+hold a million intervals for a thousand pixels: intervals shorter than a *sliver* can't be seen, and are drawn together
+with their neighbours so that the sum of their times is right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Segment = tuple[int, int, str]
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
-    """The union of `spans`, which may overlap and come in any order."""
+    """Return the union of `spans`, which may overlap and come in any order."""
     merged: list[Span] = []
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if merged and start <= merged[-1][1]:
@@ -32,12 +32,12 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def total(spans: Iterable[Span]) -> int:
-    """Length of a union, in nanoseconds."""
+    """Return the length of a union, in nanoseconds."""
     return sum(end - start for start, end in spans)
 
 
 def intersection(left: Sequence[Span], right: Sequence[Span]) -> list[Span]:
-    """What two unions have in common."""
+    """Return the intersection of two unions."""
     common: list[Span] = []
     i = j = 0
     while i < len(left) and j < len(right):
@@ -52,7 +52,7 @@ def intersection(left: Sequence[Span], right: Sequence[Span]) -> list[Span]:
 
 
 def difference(left: Sequence[Span], right: Sequence[Span]) -> list[Span]:
-    """What of the union `left` is not in the union `right`."""
+    """Return the part of the union `left` outside the union `right`."""
     rest: list[Span] = []
     j = 0
     for start, end in left:
@@ -70,10 +70,7 @@ def difference(left: Sequence[Span], right: Sequence[Span]) -> list[Span]:
 
 
 class Coverage:
-    """A union, prepared for many questions of the form: how much of this stretch does it cover?
-
-    Each answer costs O(log n). Prepared once, because overlapping collectives ask about the same stretch.
-    """
+    """A union prepared for questions about the time that it covers in a stretch, in O(log n) each."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
         self._starts = [start for start, _ in spans]
@@ -81,7 +78,7 @@ class Coverage:
         self._before = [0, *accumulate(end - start for start, end in spans)]
 
     def within(self, start: int, end: int) -> int:
-        """Covered nanoseconds between `start` and `end`."""
+        """Return the covered nanoseconds between `start` and `end`."""
         return self._until(end) - self._until(start) if start < end else 0
 
     def split(self, start: int, end: int, sliver: float) -> Iterator[tuple[int, int, bool]]:
@@ -117,27 +114,27 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class IntervalBlock:
-    """Neighbouring intervals, drawn as one."""
+    """Neighbouring intervals, drawn as one shape."""
 
     start: int
     end: int
     busy: int
-    """How much of it the intervals fill."""
+    """Nanoseconds that the intervals fill."""
     first: int
     """Index of the first interval."""
     count: int
 
     @property
     def indices(self) -> range:
-        """Indices of all its intervals."""
+        """The indices of the intervals."""
         return range(self.first, self.first + self.count)
 
 
 def blocks(spans: Sequence[Span], sliver: float) -> Iterator[IntervalBlock]:
-    """Intervals of at least `sliver` one by one, shorter ones in blocks of at most three slivers.
+    """Yield intervals of at least `sliver` one by one, and shorter ones in blocks of at most three slivers.
 
     Args:
-        spans: in order of their starts. Where they overlap, the first has the time.
+        spans: in order of their starts. Of intervals that overlap, the first one has the time.
         sliver: in nanoseconds.
     """
     pending: IntervalBlock | None = None

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread or stream: nested, overlapping events cut into stretches that each belong to one event, and its launches.
+"""The time of one thread or stream, divided among its events, and the launches of its collectives.
 
-In:    the events of one lane, `(start, end, name)` in nanoseconds; collectives as the trace shows them, the operators
-       that launched them, and `record_function` ranges that name a layer.
-Out:   disjoint segments in order, each with the name of what ran; the same collectives with launch, kind and layer,
-       where these can be known.
+In:    the events of one lane, `(start, end, name)` in nanoseconds, nested or overlapping; the collectives of a trace,
+       the operators that launched collectives, and `record_function` ranges that name a layer.
+Out:   disjoint segments in order, each with the name of the event that ran; the same collectives with launch, kind and
+       layer, if these can be known.
 Never: counts a moment twice, or one in which no event is open. Guesses: a kind for which the trace shows more launches
        than collectives, or a collective before its launch, is left as it is.
 
-Algorithm of `innermost`: walk the starts in order, with a stack of open events. Any moment belongs to the open event
-that started last. For properly nested events that is the innermost one, so that the time of `aten::addmm` goes to it
-and not to the `aten::linear` around it; events that overlap otherwise lose nothing.
+`innermost` walks the starts in order, with a stack of open events. Any moment belongs to the open event that started
+last: in properly nested events the innermost one, so that the time of `aten::addmm` goes to `aten::addmm` and not to
+the `aten::linear` around it.
 
-Algorithm of `compute_only`, for CPU threads: an operator is not compute by itself, only what it encloses may be, if
+`compute_only`, for CPU threads: an operator is not compute itself, although what it encloses may be, if
 1. it lies inside a launch or a wait;
 2. something that launches or waits runs inside it, or an operator of its own name (tensor subclasses such as DTensor
    run Python between an outer `aten::mm` and the inner one);
 3. it is of a foreign namespace and any operator runs inside it.
 
-On GPU a kernel carries the correlation id of the runtime call that launched it (`launches.py`). On CPU nothing ties a
-gloo work to its operator but the order: gloo takes works from one queue, so that the n-th `gloo:all_to_all` to start is
+On a GPU a kernel carries the correlation id of the runtime call that launched it (`launches.py`). On a CPU only the
+order ties a gloo work to its operator: gloo takes works from one queue, so that the n-th `gloo:all_to_all` to start is
 the n-th that was launched.
 """
 
@@ -40,16 +40,16 @@ LaunchPlace = tuple[str, int]
 
 _COMMUNICATES = (EventRole.LAUNCH, EventRole.WAIT)
 MOST_NESTED = 256
-"""Operators inside one another: some thirty in the deepest programs, and each looks at all those around it."""
+"""Most operators inside one another. The deepest programs have some thirty; each looks at all around it."""
 
 
 def in_order(events: Sequence[Segment]) -> list[Segment]:
-    """By start; of those that start together the outer one first."""
+    """Return events by their starts; of events that start together, the outer one first."""
     return sorted(events, key=lambda event: (event[0], -event[1]))
 
 
 def innermost(events: Sequence[Segment]) -> Iterator[tuple[int, int, int]]:
-    """Disjoint stretches `(start, end, index of the event)` of events that are `in_order`."""
+    """Yield disjoint stretches `(start, end, index of the event)` of events that are `in_order`."""
     open_events: list[int] = []
     cursor = 0
     for index, (start, _, _) in enumerate(events):
@@ -72,13 +72,13 @@ def innermost(events: Sequence[Segment]) -> Iterator[tuple[int, int, int]]:
 
 
 def segments(events: Sequence[Segment]) -> list[Segment]:
-    """Every event counts: the kernels of a GPU stream."""
+    """Return the segments of the kernels of a GPU stream, each of which counts."""
     events = in_order(events)
     return [(start, end, events[index][2]) for start, end, index in innermost(events)]
 
 
 def compute_only(events: Sequence[Segment]) -> list[Segment]:
-    """The parts of a CPU thread's operators that are compute; a `ValueError` if they are nested beyond reason."""
+    """Return the segments of a CPU thread's operators that are compute; raise a `ValueError` beyond `MOST_NESTED`."""
     events = in_order(events)
     counts = _is_compute(events)
     return [(start, end, events[index][2]) for start, end, index in innermost(events) if counts[index]]
@@ -111,12 +111,12 @@ class C10dLaunch:
 
     kind: str
     work: str
-    """What gloo calls the resulting work."""
+    """Gloo's name of the work."""
     place: LaunchPlace
 
 
-class Innermost:
-    """What a moment of a lane belongs to: of the events around it, the one that started last."""
+class InnermostEvents:
+    """An index of the innermost event at each moment of each lane."""
 
     def __init__(self, lanes: Mapping[str, Sequence[Segment]]) -> None:
         self._starts: dict[str, list[int]] = {}
@@ -128,7 +128,7 @@ class Innermost:
             self._stretches[lane] = [(end, ordered[index]) for _, end, index in found]
 
     def at(self, lane: str, moment: int) -> Segment | None:
-        """The whole event; None if there is none."""
+        """Return the innermost event at a moment of `lane`; None if no event is open."""
         index = bisect_right(self._starts.get(lane, ()), moment) - 1
         if index < 0:
             return None
@@ -137,13 +137,13 @@ class Innermost:
 
 
 class LayerRanges:
-    """The layer that a moment of a thread belongs to, by `record_function` ranges; the innermost range decides."""
+    """An index of the layer at each moment of a thread, by the innermost `record_function` range."""
 
     def __init__(self, ranges: Mapping[str, Sequence[Segment]]) -> None:
-        self._ranges = Innermost(ranges)
+        self._ranges = InnermostEvents(ranges)
 
     def place(self, collective: Collective, place: LaunchPlace) -> Collective:
-        """`collective` with the moment of its launch, and the layer that is named there."""
+        """Return `collective` with the moment of its launch, and the layer that a range around the launch names."""
         around = self._ranges.at(*place)
         return replace(collective, launched=place[1], layer=layer_of(around[2]) if around else None)
 
@@ -151,7 +151,7 @@ class LayerRanges:
 def link_by_order(
     collectives: Sequence[Collective], launches: Sequence[C10dLaunch], layers: LayerRanges
 ) -> list[Collective]:
-    """Collectives on CPU, in order of their starts, with their launches."""
+    """Return CPU collectives, which are in order of their starts, with their launches."""
     works: dict[str, list[int]] = defaultdict(list)
     for index, collective in enumerate(collectives):
         works[collective.kind].append(index)

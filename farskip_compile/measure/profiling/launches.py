@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which collective a kernel or a copy belongs to: what the launching side says.
+"""The collective that a kernel or a copy belongs to, as the launching side names it.
 
 In:    GPU work with the ids that tie it to its launch; the operators, titles and ranges of the host's threads.
-Out:   for each piece of work the `Origin`: the collective that launched it, and what c10d recorded about that.
-Never: guesses. A kernel of grouped sends and receives may be an all-to-all, a gather or a pipeline's exchange: where
+Out:   the `LaunchOrigin` of each piece of work: the collective that launched it, and the record of c10d about it.
+Never: guesses. A kernel of grouped sends and receives may be an all-to-all, a gather or a pipeline's exchange: if
        nothing around its launch says which, its origin is None.
 
-Algorithm, first answer wins:
+Algorithm of `origin`; the first answer wins:
 1. The arguments of the kernel itself: kineto repeats those of `record_param_comms` there (output_json.cpp,
    appendCollectiveArgs: "Collective name", "Process Group Name", "Process Group Ranks", ...).
 2. The operator whose `External id` the work has: the innermost one that was open at its launch (kineto's
    CuptiActivityProfiler.cpp). Copies have only this: kineto repeats nothing there.
-3. What was open at the runtime call of the same correlation id, on its thread: the innermost of all operators and of
-   NVTX ranges of c10d and NCCL. A kernel that `aten::copy_` launches inside of `c10d::allgather_` is a copy.
+3. The innermost event that was open at the runtime call of the same correlation id, on its thread: an operator, or an
+   NVTX range of c10d or NCCL. A kernel that `aten::copy_` launches inside of `c10d::allgather_` is a copy.
 4. The mark `nccl:all_to_all` that kineto draws around the work on its stream.
 """
 
@@ -23,14 +23,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from farskip_compile.measure.profiling.events import LAUNCH_RECORD
-from farskip_compile.measure.profiling.gpu_names import LaunchName, launched_by
+from farskip_compile.measure.profiling.gpu_names import launched_by
 from farskip_compile.measure.profiling.intervals import Segment
-from farskip_compile.measure.profiling.lanes import Innermost, LaunchPlace
+from farskip_compile.measure.profiling.lanes import InnermostEvents, LaunchPlace
 
 
 @dataclass(frozen=True, slots=True)
 class C10dRecord:
-    """What c10d records about a collective. None: not said."""
+    """The arguments of `record_param_comms`; None for an argument that is not there."""
 
     kind: str | None
     group: str | None = None
@@ -39,18 +39,18 @@ class C10dRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """The launch that a piece of work belongs to."""
+class LaunchOrigin:
+    """The launch that a piece of GPU work belongs to."""
 
     kind: str | None
     owns: bool
-    """Whether all that it launches itself belongs to the collective, whatever its name."""
+    """True if all work of this launch belongs to the collective, whatever the names of the kernels."""
     record: C10dRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Ids:
-    """What ties work to its launch."""
+class LaunchIds:
+    """The ids that tie a piece of GPU work to its launch."""
 
     stream: str
     start: int
@@ -61,78 +61,78 @@ class Ids:
 
 @dataclass
 class Launches:
-    """Filled while a profile is read, closed, then asked."""
+    """All launches of a profile: add events, `close`, then ask for origins."""
 
     calls: dict[int, LaunchPlace] = field(default_factory=dict)
-    """By correlation id: thread and moment of the call of CUDA or HIP."""
-    _by_external: dict[int, Origin] = field(default_factory=dict)
+    """Thread and moment of each call of CUDA or HIP, by correlation id."""
+    _by_external: dict[int, LaunchOrigin] = field(default_factory=dict)
     _records: dict[LaunchPlace, C10dRecord] = field(default_factory=dict)
     _titles: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
     _marks: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
-    _around: Innermost = field(default_factory=lambda: Innermost({}))
-    _drawn: Innermost = field(default_factory=lambda: Innermost({}))
+    _around: InnermostEvents = field(default_factory=lambda: InnermostEvents({}))
+    _drawn: InnermostEvents = field(default_factory=lambda: InnermostEvents({}))
 
     def add_operator(self, event: Segment, thread: str, external: int | None, record: C10dRecord | None) -> None:
-        """An operator of a thread; `record`: what a `record_param_comms` says."""
+        """Add an operator of a thread, with the arguments of a `record_param_comms`."""
         start, _, name = event
         if name == LAUNCH_RECORD and record is not None:
             self._records[thread, start] = record
-            origin = Origin(record.kind, owns=True, record=record)
-        elif (launch := launched_by(name)) is not None:
-            origin = _origin(launch)
+            origin: LaunchOrigin | None = LaunchOrigin(record.kind, owns=True, record=record)
         else:
-            return
-        if external is not None:
+            origin = _named_origin(name)
+        if external is not None and origin is not None:
             self._by_external[external] = origin
 
     def add_title(self, event: Segment, thread: str) -> None:
-        """A range of a thread, which counts if it names a collective."""
+        """Add a range of a thread if its name is that of a collective."""
         if launched_by(event[2]) is not None:
             self._titles[thread].append(event)
 
     def add_mark(self, event: Segment, stream: str) -> None:
-        """A range that is drawn around work on a stream."""
+        """Add a range that kineto draws around work on a stream."""
         if launched_by(event[2]) is not None:
             self._marks[stream].append(event)
 
     def close(self, operators: Mapping[str, list[Segment]]) -> None:
-        """All is read; `operators`: of each thread, without glue."""
-        threads = {thread for thread, _ in self.calls.values()}
-        self._around = Innermost(
-            {t: [e for e in operators.get(t, ()) if self._tells(e, t)] + self._titles.get(t, []) for t in threads}
-        )
-        self._drawn = Innermost(self._marks)
+        """Index the events; `operators` are those of each thread, without glue."""
+        around: dict[str, list[Segment]] = {}
+        for thread in {thread for thread, _ in self.calls.values()}:
+            telling = [event for event in operators.get(thread, ()) if self._names_a_launch(event, thread)]
+            around[thread] = telling + self._titles.get(thread, [])
+        self._around = InnermostEvents(around)
+        self._drawn = InnermostEvents(self._marks)
 
-    def _tells(self, event: Segment, thread: str) -> bool:
-        """Whether an operator has a say in what it launches: `record_param_comms` without arguments has none."""
+    def _names_a_launch(self, event: Segment, thread: str) -> bool:
+        """Return False for a `record_param_comms` without arguments, which says nothing about its launch."""
         return event[2] != LAUNCH_RECORD or (thread, event[0]) in self._records
 
-    def origin(self, ids: Ids) -> Origin | None:
-        """See the module's contract."""
+    def origin(self, ids: LaunchIds) -> LaunchOrigin | None:
+        """Return the launch that the work with `ids` belongs to; None if nothing names a collective."""
         found = self._launched(ids)
         if ids.record is None:
             return found
         kind = ids.record.kind or (found.kind if found is not None else None)  # kineto may leave it out
-        return Origin(kind, owns=True, record=ids.record)  # 1
+        return LaunchOrigin(kind, owns=True, record=ids.record)  # 1
 
-    def _launched(self, ids: Ids) -> Origin | None:
+    def _launched(self, ids: LaunchIds) -> LaunchOrigin | None:
         if ids.external is not None and (found := self._by_external.get(ids.external)) is not None:  # 2
             return found
         if ids.correlation is not None and (place := self.calls.get(ids.correlation)) is not None:  # 3
             around = self._around.at(*place)
-            if around is not None and (found := self._of(around, place[0])) is not None:
+            if around is not None and (found := self._origin_of(around, place[0])) is not None:
                 return found
         mark = self._drawn.at(ids.stream, ids.start)  # 4
-        launch = launched_by(mark[2]) if mark is not None else None
-        return None if launch is None else Origin(launch.kind, owns=False)
+        found = _named_origin(mark[2]) if mark is not None else None
+        return None if found is None else LaunchOrigin(found.kind, owns=False)
 
-    def _of(self, event: Segment, thread: str) -> Origin | None:
+    def _origin_of(self, event: Segment, thread: str) -> LaunchOrigin | None:
         if event[2] == LAUNCH_RECORD:
             record = self._records[thread, event[0]]
-            return Origin(record.kind, owns=True, record=record)
-        launch = launched_by(event[2])
-        return None if launch is None else _origin(launch)
+            return LaunchOrigin(record.kind, owns=True, record=record)
+        return _named_origin(event[2])
 
 
-def _origin(launch: LaunchName) -> Origin:
-    return Origin(launch.kind, owns=launch.owns)
+def _named_origin(name: str) -> LaunchOrigin | None:
+    """Return the origin that the name of an operator or a range states; None if the name states none."""
+    launched = launched_by(name)
+    return None if launched is None else LaunchOrigin(*launched)

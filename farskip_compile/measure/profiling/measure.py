@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overlap report: exposed and hidden communication by rank, collective, kind and layer, and what hid it.
+"""The overlap report: exposed and hidden communication by rank, collective, kind and layer, and the hiding kernels.
 
 In:    the traces of one or several ranks.
 Out:   an `OverlapReport`.
 Never: adds up times that may overlap; compares clocks of different ranks, except to find waits for peers.
 
-Algorithm, for each rank:
-1. Compute is the union of its work on all threads or streams (on GPU including copies and fills,
-   unless `count_copies` is off).
-2. Communication is the union of its collectives. Exposed is the part of it outside compute.
-3. Each collective, kind and layer is asked the same question alone.
-4. What hid a stretch is found by walking the segments of each lane under it.
-All steps are linear in the number of events, apart from sorting.
+For each rank, compute is the union of its work on all threads or streams (on a GPU including copies and fills, unless
+`count_copies` is off), and communication the union of its collectives. Exposed is the part of communication outside
+compute. Each collective, kind and layer is measured alone in the same way. All steps are linear in the number of
+events, apart from sorting.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ from farskip_compile.measure.profiling.data import (
 )
 from farskip_compile.measure.profiling.estimated import estimates
 from farskip_compile.measure.profiling.intervals import Coverage, Segment, Span, difference, intersection, total, union
-from farskip_compile.measure.profiling.peers import Peers, match
+from farskip_compile.measure.profiling.peers import PeerMatch, match
 
 
 def overlap(
@@ -48,11 +45,11 @@ def overlap(
 
     Args:
         traces: of one rank, or one each of several ranks. A trace that does not know its rank counts by its place.
-        subtract_peer_wait: let a collective begin when its last rank launched it. Needs the traces of all ranks, of
+        subtract_peer_wait: let a collective begin when its last rank launched it. Needs the traces of all ranks, and
             clocks that agree (one host, or well synchronised ones).
         count_copies: whether copies and fills of GPU memory hide communication.
-        layers: the layer of each collective of one iteration in launch order, None where there is none; for code
-            that names no layers itself. A trace may hold several iterations.
+        layers: the layer of each collective of one iteration in launch order, None for a collective outside of layers;
+            for code that names no layers. A trace may hold several iterations.
 
     Raises:
         NoCollectivesError: no trace has a collective.
@@ -68,7 +65,7 @@ def overlap(
             "so that kernels have events",
         )
     if layers is not None:
-        by_rank = {rank: _label(trace, layers) for rank, trace in by_rank.items()}
+        by_rank = {rank: _with_layers(trace, layers) for rank, trace in by_rank.items()}
     peers = match(by_rank)
     if subtract_peer_wait and peers.missing:
         raise RanksMissingError(
@@ -111,7 +108,7 @@ def _by_rank(traces: Sequence[Trace]) -> dict[int, Trace]:
     return dict(sorted(by_rank.items()))
 
 
-def _label(trace: Trace, layers: Sequence[int | None]) -> Trace:
+def _with_layers(trace: Trace, layers: Sequence[int | None]) -> Trace:
     count = len(trace.collectives)
     if not layers or count % len(layers):
         raise TraceError(
@@ -124,16 +121,18 @@ def _label(trace: Trace, layers: Sequence[int | None]) -> Trace:
 
 
 def _rank(
-    rank: int, trace: Trace, peers: Peers, origin: int, *, subtract_peer_wait: bool, count_copies: bool
+    rank: int, trace: Trace, peers: PeerMatch, origin: int, *, subtract_peer_wait: bool, count_copies: bool
 ) -> RankReport:
     compute = trace.compute(copies=count_copies)
     joined = peers.joined.get(rank) or [None] * len(trace.collectives)
-    waited = [
+    peer_waits = [
         None if last is None else max(0, min(last, one.end) - one.start)
         for one, last in zip(trace.collectives, joined, strict=True)
     ]
-    late = [wait or 0 if subtract_peer_wait else 0 for wait in waited]
-    spans = [(one.start + wait, one.end) for one, wait in zip(trace.collectives, late, strict=True)]
+    spans = []
+    for one, wait in zip(trace.collectives, peer_waits, strict=True):
+        start = one.start + (wait or 0) if subtract_peer_wait else one.start
+        spans.append((start, one.end))
     under = _Hiders(trace.lanes(copies=count_copies))
     coverage = Coverage(compute)
     communication = union(spans)
@@ -143,7 +142,9 @@ def _rank(
     for index, one in enumerate(trace.collectives):
         kinds[one.kind].append(index)
         layers[one.layer].append(index)
-    in_order = sorted(layers, key=lambda layer: (layer is None, layer or 0))
+    if not layers.keys() - {None}:
+        layers.clear()
+    layers_in_order = sorted(layers, key=lambda layer: (layer is None, layer or 0))
 
     def part(name: str, indices: list[int]) -> PartReport:
         stretch = union(spans[index] for index in indices)
@@ -161,12 +162,10 @@ def _rank(
         exposed_ns=total(exposed),
         compute_ns=total(compute),
         waiting_ns=total(intersection(exposed, trace.waits)) if trace.device is CollectiveDevice.CPU else None,
-        peer_wait_ns=None if None in waited or not waited else _all_waiting(trace.collectives, waited),
+        peer_wait_ns=None if None in peer_waits or not peer_waits else _time_all_wait(trace.collectives, peer_waits),
         hidden_by=under(communication),
         kinds=tuple(part(name, indices) for name, indices in kinds.items()),
-        layers=tuple(part("?" if layer is None else str(layer), layers[layer]) for layer in in_order)
-        if set(layers) - {None}
-        else (),
+        layers=tuple(part("?" if layer is None else str(layer), layers[layer]) for layer in layers_in_order),
         collectives=tuple(
             CollectiveReport(
                 index=index,
@@ -176,7 +175,7 @@ def _rank(
                 start_ns=span[0] - origin,
                 communication_ns=span[1] - span[0],
                 exposed_ns=span[1] - span[0] - coverage.within(*span),
-                peer_wait_ns=waited[index],
+                peer_wait_ns=peer_waits[index],
                 hidden_by=under([span]),
             )
             for index, (one, span) in enumerate(zip(trace.collectives, spans, strict=True))
@@ -184,21 +183,21 @@ def _rank(
     )
 
 
-def _all_waiting(collectives: Sequence[Collective], waited: Sequence[int | None]) -> int:
-    """Time during which collectives are in flight, and all of them wait for a rank."""
-    waiting = union((one.start, one.start + (wait or 0)) for one, wait in zip(collectives, waited, strict=True))
-    moving = union((one.start + (wait or 0), one.end) for one, wait in zip(collectives, waited, strict=True))
+def _time_all_wait(collectives: Sequence[Collective], waits: Sequence[int | None]) -> int:
+    """Return the time during which collectives are in flight, and all of them wait for a rank."""
+    waiting = union((one.start, one.start + (wait or 0)) for one, wait in zip(collectives, waits, strict=True))
+    moving = union((one.start + (wait or 0), one.end) for one, wait in zip(collectives, waits, strict=True))
     return total(difference(waiting, moving))
 
 
 class _Hiders:
-    """What ran under a stretch, by name."""
+    """The kernels and operators of a rank, for questions about the ones that ran during a stretch."""
 
     def __init__(self, lanes: Iterable[Sequence[Segment]]) -> None:
         self._lanes = [(lane, [end for _, end, _ in lane]) for lane in lanes]
 
     def __call__(self, stretch: Sequence[Span]) -> tuple[Hider, ...]:
-        """Longest first, of equal ones by name."""
+        """Return the names that ran during the union `stretch`, longest first, then alphabetically."""
         times: Counter[str] = Counter()
         lengthy = [(start, end) for start, end in stretch if start < end]
         for lane, ends in self._lanes:
@@ -210,7 +209,7 @@ class _Hiders:
         return tuple(Hider(name, time) for name, time in sorted(times.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _notes(by_rank: Mapping[int, Trace], peers: Peers) -> list[str]:
+def _notes(by_rank: Mapping[int, Trace], peers: PeerMatch) -> list[str]:
     notes: dict[str, list[int]] = defaultdict(list)
     for rank, trace in by_rank.items():
         for note in trace.notes:

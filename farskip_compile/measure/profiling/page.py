@@ -2,10 +2,10 @@
 """The overlap report as one HTML page: a timeline, and its numbers as tables.
 
 In:    an `OverlapReport`; for a timeline alone also a `Trace` to report on.
-Out:   `overlap_page`: a complete document that needs nothing else: no script, no link, light and dark. `timeline_svg`:
-       for each rank a lane of compute, and lanes of collectives with exposed parts marked, as one SVG element with its
-       own style: stands alone or in an HTML page. It is at least 36 rem wide: let the element around it scroll.
-Never: draws more shapes than the picture has room for: what is narrower than a pixel or two is drawn together.
+Out:   `overlap_page`: a complete document without scripts or links, for light and dark ground. `timeline_svg`: for each
+       rank a lane of compute, and lanes of collectives with exposed parts marked, as one SVG element with its own
+       style, which stands alone or in a page. It is at least 36 rem wide: let the element around it scroll.
+Never: draws more shapes than the picture has room for: segments narrower than a pixel or two are drawn together.
 
 Exposed parts differ from hidden ones in lightness as well as in hue.
 """
@@ -44,18 +44,20 @@ MOST_RANKS, MOST_COLLECTIVES, MOST_ROWS = 8, 200, 32
 
 
 def overlap_page(report: OverlapReport) -> str:
-    """All of `report` as an HTML document of its own, with a timeline."""
+    """Return `report` as an HTML document of its own, with a timeline."""
     collectives = [(rank, one) for rank in report.ranks for one in rank.collectives]
-    return str(render("overlap.html.j2", report=report, collectives=collectives, most=MOST_COLLECTIVES, **pieces()))
+    return str(
+        render("overlap.html.j2", report=report, collectives=collectives, most=MOST_COLLECTIVES, **template_context())
+    )
 
 
-def pieces() -> dict[str, Any]:
-    """What templates need that show a part of a report (`profile.html.j2`)."""
+def template_context() -> dict[str, Any]:
+    """Return the names that templates need to show a part of a report (`profile.html.j2`)."""
     return {"text": text, "times": _times, "known": _known, "timeline_svg": timeline_svg}
 
 
 def _times(share: MeasuredOverlap) -> list[str | tuple[str, str]]:
-    """Cells of what is in flight, exposed (with its colour) and hidden."""
+    """Return the cells of the time in flight, the exposed time (with its colour) and the hidden part."""
     exposed = ("number bad" if share.exposed_ns else "number good", time_text(share.exposed_ns))
     return [time_text(share.communication_ns), exposed, percent(share)]
 
@@ -65,17 +67,17 @@ def _known(time_ns: int | None) -> str:
 
 
 def escape(text: str) -> str:
-    """Text of an element or an attribute, without what a page may not hold at all."""
+    """Return `text` for an element or an attribute, without characters that a page may not hold."""
     return escaped(printable(text))
 
 
 _Flight = tuple[Collective, CollectiveReport]
-"""One collective, and what the report says about it."""
+"""One collective, and its report."""
 
 
 @dataclass(frozen=True)
 class _Canvas:
-    """From nanoseconds to pixels, and the shapes made of them."""
+    """The map from nanoseconds to pixels, and shapes drawn by it."""
 
     origin: int
     per_ns: float
@@ -83,15 +85,15 @@ class _Canvas:
 
     @property
     def sliver(self) -> float:
-        """Shortest time that has a shape of its own."""
+        """The shortest time that has a shape of its own."""
         return SLIVER / self.per_ns
 
     def x(self, time: float) -> float:
-        """Horizontal place of a moment."""
+        """Return the horizontal place of a moment."""
         return NAMES + (time - self.origin) * self.per_ns
 
     def box(self, style: str, start: int, end: int, y: float, tip: str = "", *, gap: float = 0.0) -> str:
-        """A rectangle; empty if nothing of it lies within the picture."""
+        """Return a rectangle; empty if no part of it lies within the picture."""
         x, right = self.x(start), min(self.x(end), self.right)
         if right <= x:
             return ""
@@ -99,7 +101,7 @@ class _Canvas:
         return f'<rect class="{style}" {place}>' + (f"<title>{escape(tip)}</title></rect>" if tip else "</rect>")
 
     def label(self, style: str, span: Span, y: float, text: str) -> str:
-        """Text inside a rectangle; empty if there is no room for it."""
+        """Return text inside a rectangle; empty if there is no room for it."""
         x, right = self.x(span[0]), min(self.x(span[1]), self.right)
         if right - x <= LETTER * len(text) + 6:
             return ""
@@ -114,13 +116,13 @@ def timeline_svg(
     title: str = "",
     ranks: Sequence[int] | None = None,
 ) -> str:
-    """Draw a report.
+    """Return a drawing of a report as an SVG element.
 
     Args:
         shown: the report, or a trace to report on.
         width: of the picture, in pixels.
-        duration_ns: the time that the width stands for, so that several timelines have one scale; by default the
-            whole of the trace.
+        duration_ns: the time that the width stands for, so that several timelines have one scale; by default the whole
+            of the trace.
         title: a line above the lanes.
         ranks: the ranks to draw; by default the first eight.
 
@@ -172,7 +174,7 @@ def _rank(rank: RankReport, trace: Trace, canvas: _Canvas, y: float) -> tuple[li
 
 
 def _compute(segments: Sequence[Segment], canvas: _Canvas, y: float) -> Iterator[str]:
-    """Wide segments one by one, narrow ones in blocks."""
+    """Yield the shapes of compute: wide segments one by one, narrow ones in blocks."""
     for block in blocks([(start, end) for start, end, _ in segments], canvas.sliver):
         name = segments[block.first][2]
         many = f"{block.count} operators, {time_text(block.busy)} in {time_text(block.end - block.start)}"
@@ -185,7 +187,7 @@ def _compute(segments: Sequence[Segment], canvas: _Canvas, y: float) -> Iterator
 
 
 def _rows(flights: Sequence[_Flight]) -> list[list[_Flight]]:
-    """Rows in which no two overlap, but for the last one if there are many; `flights` are in order of their starts."""
+    """Divide flights, in order of their starts, into rows without overlaps; the last of `MOST_ROWS` may have some."""
     rows: list[list[_Flight]] = []
     for flight in flights:
         row = next((row for row in rows if row[-1][0].end <= flight[0].start), None)
@@ -196,7 +198,7 @@ def _rows(flights: Sequence[_Flight]) -> list[list[_Flight]]:
 
 
 def _flights(row: Sequence[_Flight], exposed: Coverage, canvas: _Canvas, y: float) -> Iterator[str]:
-    """Wide collectives one by one, narrow ones in blocks that show the exposed time first."""
+    """Yield the shapes of a row: wide collectives one by one, narrow ones in blocks with the exposed time first."""
     for block in blocks([(one.start, one.end) for one, _ in row], canvas.sliver):
         if canvas.x(block.start) >= canvas.right:
             return
@@ -231,7 +233,7 @@ def _flight(flight: _Flight, exposed: Coverage, canvas: _Canvas, y: float) -> st
 
 
 def _axis(duration: int, canvas: _Canvas, top: float, y: float, width: int) -> Iterator[str]:
-    """Ticks at 1, 2 or 5 times a power of ten, some eight of them."""
+    """Yield ticks at 1, 2 or 5 times a power of ten, some eight of them."""
     steps = accumulate((1, *([2, 2.5, 2] * 20)), lambda step, factor: int(step * factor))
     step = next(step for step in steps if duration / step <= 9)
     for tick in range(0, duration + 1, step):

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long each collective waited for the last rank to join it.
+"""The wait of each collective for the last rank to join.
 
 In:    the traces of several ranks.
-Out:   for each collective the moment at which its last rank had launched it, where that can be known; or why not.
+Out:   for each collective the moment at which its last rank launched it, if that can be known; or the reason why not.
 Never: matches collectives that may not belong together.
 
 The event of a collective on one rank lasts from that rank's start to its end, and includes the wait for ranks that
-come later (rank skew). Where every rank needs something from every other, none ends before the last has begun, so
-the time until then is not due to the network. It is an upper bound of the wait: a ring has something to send before
-the last rank is there. Broadcasts and the like, where one rank may finish early, are left alone.
+come later (rank skew). If every rank needs data from every other, no rank ends before the last has begun, so that the
+time until then is not due to the network. It is an upper bound of the wait: a ring has data to send before the last
+rank is there. Broadcasts and other kinds that one rank may finish early are left alone.
 
-The n-th collective of a kind and process group on one rank is the n-th on every other. That needs all ranks of the
-group, equal counts on all, and a known group: on CPU traces name no groups, so all groups must have the same ranks. A
-kernel that names none where there are several is left alone; the others are matched.
+The n-th collective of a kind and process group on one rank is the n-th on every other rank. This needs all ranks of the
+group, equal counts on all, and a known group: traces of a CPU name no groups, so all groups must have the same ranks. A
+kernel without a group is left alone if there are several groups; the others are matched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from farskip_compile.measure.profiling.events import LOOSE_KINDS
 from farskip_compile.text_utils import amount
 
 TOLERANCE_NS = 50_000
-"""A collective that ends this long before another rank begins it shows that clocks or matching are wrong."""
+"""A collective that ends this long before another rank begins it is a sign of wrong clocks or matching."""
 
 MOST_NAMED = 16
 """Ranks that a message names."""
@@ -36,28 +36,28 @@ _Key = tuple[str, str | None, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Peers:
-    """Outcome of the matching."""
+class PeerMatch:
+    """The outcome of the matching."""
 
     joined: Mapping[int, Sequence[int | None]]
-    """By rank: for each collective the start on its last rank, None if not known. Empty if nothing could be matched."""
+    """The start on the last rank, by rank and collective: None if not known; empty if none could be matched."""
     missing: str
-    """Why nothing could be matched, or the empty string."""
+    """The reason why nothing could be matched, or the empty string."""
     notes: tuple[str, ...] = ()
 
 
-def match(traces: Mapping[int, Trace]) -> Peers:
-    """Match the collectives of `traces`, which are keyed by rank."""
+def match(traces: Mapping[int, Trace]) -> PeerMatch:
+    """Return the match of the collectives of `traces`, which are keyed by rank."""
     if reason := _unsound(traces):
-        return Peers({}, reason)
+        return PeerMatch({}, reason)
     sequences: dict[_Key, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
     several = _several_groups(traces)
     nameless = 0
     for rank, trace in traces.items():
         for index, one in sorted(enumerate(trace.collectives), key=lambda pair: pair[1].order):
-            if several and one.group is None and _waits(one):
+            if several and one.group is None and _needs_all_ranks(one):
                 nameless += 1
-            elif _waits(one):
+            elif _needs_all_ranks(one):
                 sequences[one.kind, one.group, one.ranks or tuple(traces)][rank].append(index)
     joined: dict[int, list[int | None]] = {rank: [None] * len(trace.collectives) for rank, trace in traces.items()}
     unmatched = early = worst = 0
@@ -73,11 +73,11 @@ def match(traces: Mapping[int, Trace]) -> Peers:
                 lead = last - traces[rank].collectives[index].end
                 if lead > TOLERANCE_NS:
                     early, worst = early + 1, max(worst, lead)
-    return Peers(joined, "", tuple(_notes(traces, unmatched, nameless, early, worst)))
+    return PeerMatch(joined, "", tuple(_notes(traces, unmatched, nameless, early, worst)))
 
 
-def _waits(one: Collective) -> bool:
-    """Whether no rank can be done with it before the last has begun."""
+def _needs_all_ranks(one: Collective) -> bool:
+    """Return whether every rank needs the last one before it can finish the collective."""
     return not one.loose and one.kind not in LOOSE_KINDS
 
 
@@ -97,7 +97,7 @@ def _unsound(traces: Mapping[int, Trace]) -> str:
         return f"the traces are of runs with {' and '.join(map(str, sorted(sizes)))} ranks"
     if any(trace.groups is None for trace in traces.values()):
         return "the profiles do not say which process groups there are"
-    asked = [one for trace in traces.values() for one in trace.collectives if _waits(one)]
+    asked = [one for trace in traces.values() for one in trace.collectives if _needs_all_ranks(one)]
     if asked and all(one.group is None for one in asked) and _several_groups(traces):
         return "there are several process groups, and the traces do not say which collective belongs to which"
     return ""

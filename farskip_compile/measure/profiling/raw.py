@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The events of one rank, sorted in by whoever reads a profile, and the `Trace` made of them.
+"""The events of one rank, collected by a reader of profiles, and the `Trace` made from them.
 
 In:    operators, ranges, works of collectives, kernels and copies, in any order; times in nanoseconds since the epoch,
-       names as they can be printed.
+       printable names.
 Out:   a `Trace`.
-Never: knows of a file format (`chrome_events.py`, `nsys.py`), or judges a name (`events.py`, `gpu_names.py`).
+Never: knows a file format (`chrome.py`, `nsys.py`), or judges a name (`events.py`, `gpu_names.py`).
 
-What is compute and what is communication depends on the device:
-- If there are kernels of a GPU, the work of collectives is what is named so (kernels of NCCL, RCCL, NVSHMEM, symmetric
-  memory, custom all-reduces, copies between GPUs) or is launched by an operator that does nothing but communicate.
-  Compute is every other kernel on any stream. Other copies, and fills, are kept apart. Collectives of CPU tensors
-  (gloo) are left out, with a note.
-- Otherwise collectives are the works of gloo, MPI or UCC, which run on threads of their own, and compute is what
-  `lanes.compute_only` finds on all other threads. Operators that such a work runs itself are part of it.
+The device decides which events are compute and which are communication:
+- In a trace with GPU kernels, a collective is work with the name of one (kernels of NCCL, RCCL, NVSHMEM, symmetric
+  memory, custom all-reduces, copies between GPUs), or work that an operator launched which only communicates. Compute
+  is every other kernel on any stream. Other copies, and fills, are kept apart. Collectives of CPU tensors (gloo) are
+  left out, with a note.
+- In other traces, collectives are the works of gloo, MPI or UCC, which run on threads of their own, and compute is the
+  result of `lanes.compute_only` on all other threads. Operators that such a work runs itself are part of it.
 
-Algorithm, on a GPU:
-1. Ask what launched each piece of work (`launches.py`), and what its name says.
-2. What communicates is a collective: its kind is what the launching side recorded; else what the name says; and where
-   the name is vague, what launched it.
-3. The rest is compute or a copy, by stream.
-4. Say what is not known of it, and what may surprise.
+The kind of a GPU collective is the one that the launching side recorded, else that of the kernel's name. If the name is
+vague, the operator that launched the kernel decides.
 """
 
 from __future__ import annotations
@@ -34,26 +30,26 @@ from farskip_compile.measure.profiling.data import Collective, CollectiveDevice,
 from farskip_compile.measure.profiling.events import EventRole
 from farskip_compile.measure.profiling.gpu_families import Trait
 from farskip_compile.measure.profiling.gpu_names import PEER_COPY, SEND_RECV, GpuWork, function_of, work_of
-from farskip_compile.measure.profiling.intervals import Segment, union
+from farskip_compile.measure.profiling.intervals import Segment, Span, union
 from farskip_compile.measure.profiling.lanes import C10dLaunch, LayerRanges, compute_only, link_by_order, segments
-from farskip_compile.measure.profiling.launches import C10dRecord, Ids, Launches, Origin
+from farskip_compile.measure.profiling.launches import C10dRecord, Launches, LaunchIds, LaunchOrigin
 from farskip_compile.text_utils import amount, shortened
 
 UNKNOWN = GpuWork("collective", Trait.VAGUE | Trait.LOOSE)
-"""What a launch of a collective does whose name says nothing."""
+"""The work of a kernel that a collective launched, if the kernel's name states nothing."""
 COALESCED = "coalesced"
 _START = attrgetter("start", "end")
 
 
 @dataclass
-class Raw:
-    """The events of a profile, by what they are."""
+class RawEvents:
+    """The events of a profile, sorted by category."""
 
     launches: Launches = field(default_factory=Launches)
     operators: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
     ranges: dict[str, list[Segment]] = field(default_factory=lambda: defaultdict(list))
-    gpu: list[tuple[Segment, bool, Ids]] = field(default_factory=list)
-    """Work on a GPU: whether it is a copy or a fill, and what ties it to its launch."""
+    gpu: list[tuple[Segment, bool, LaunchIds]] = field(default_factory=list)
+    """Work on a GPU; whether it is a copy or a fill; and the ids of its launch."""
     cpu_collectives: list[tuple[Collective, str]] = field(default_factory=list)
     graphs: list[Segment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -70,7 +66,7 @@ class Raw:
         external: int | None = None,
         record: C10dRecord | None = None,
     ) -> None:
-        """Sort in an operator or a range of a thread of the host."""
+        """Add an operator or a range of a thread of the host."""
         start, end, name = event
         kind = events.cpu_collective(name)
         if kind is not None:
@@ -90,29 +86,29 @@ class Raw:
                 self._linked.append(C10dLaunch(*launched, (thread, start)))
 
     def trace(self, **about: Any) -> Trace:
-        """All of it, with launches and layers; the other fields of the trace are given."""
+        """Return the trace of all events, with launches and layers; `about` has the other fields of `Trace`."""
         layers = LayerRanges(self.ranges)
         works: dict[str, list[Segment]] = defaultdict(list)
         copies: dict[str, list[Segment]] = defaultdict(list)
         found: list[Collective] = []
         notes = _Notes()
         self.launches.close(self.operators)
-        for event, is_copy, ids in self.gpu:  # 1
+        for event, is_copy, ids in self.gpu:
             origin, work = self.launches.origin(ids), work_of(event[2])
             if work is None and origin is not None and origin.owns:
                 work = UNKNOWN
-            if work is not None:  # 2
+            if work is not None:
                 collective = _collective(event, ids.stream, work, origin)
                 notes.count(event[2], collective, work)
                 place = self.launches.calls.get(ids.correlation) if ids.correlation is not None else None
                 found.append(layers.place(collective, place) if place else collective)
-            else:  # 3
+            else:
                 (copies if is_copy else works)[ids.stream].append(event)
         on_gpu = bool(works or found)
         in_order = sorted((one for one, _ in self.cpu_collectives), key=_START)
-        waits = (
-            (s, e) for lane in self.operators.values() for s, e, name in lane if events.role(name) is EventRole.WAIT
-        )
+        waits: list[Span] = []
+        for lane in self.operators.values():
+            waits += ((start, end) for start, end, name in lane if events.role(name) is EventRole.WAIT)
         return Trace(
             device=CollectiveDevice.GPU if on_gpu else CollectiveDevice.CPU,
             collectives=tuple(sorted(found, key=_START) if on_gpu else link_by_order(in_order, self._linked, layers)),
@@ -120,19 +116,19 @@ class Raw:
             copies=_by_lane(copies) if on_gpu else {},
             waits=[] if on_gpu else union(waits),
             graphs=sorted(self.graphs),
-            notes=(*self._notes(on_gpu), *notes.texts(), *self.notes),  # 4
+            notes=(*self._notes(on_gpu), *notes.texts(), *self.notes),
             **about,
         )
 
     def _cpu_work(self) -> dict[str, list[Segment]]:
-        """Compute of every thread but those that do nothing except the work of collectives."""
-        communicating = (EventRole.LAUNCH, EventRole.WAIT)
-        launching = {
-            t for t, found in self.operators.items() if any(events.role(name) in communicating for _, _, name in found)
-        }
-        workers = {thread for _, thread in self.cpu_collectives} - launching
-        lanes = ((t, compute_only(found)) for t, found in sorted(self.operators.items()) if t not in workers)
-        return {f"thread {thread.split('/')[1]}": lane for thread, lane in lanes if lane}
+        """Return the compute of every thread, without threads that only run works of collectives."""
+        workers = {thread for _, thread in self.cpu_collectives}
+        lanes = {}
+        for thread, found in sorted(self.operators.items()):
+            launches = any(events.role(name) in (EventRole.LAUNCH, EventRole.WAIT) for _, _, name in found)
+            if (thread not in workers or launches) and (lane := compute_only(found)):
+                lanes[f"thread {thread.split('/')[1]}"] = lane
+        return lanes
 
     def _notes(self, on_gpu: bool) -> list[str]:
         notes = []
@@ -149,7 +145,7 @@ class Raw:
         return notes
 
 
-def _collective(event: Segment, stream: str, work: GpuWork, origin: Origin | None) -> Collective:
+def _collective(event: Segment, stream: str, work: GpuWork, origin: LaunchOrigin | None) -> Collective:
     record = (origin.record if origin is not None else None) or C10dRecord(None)
     kind = record.kind or work.kind
     if record.kind is None and Trait.VAGUE in work.traits and origin is not None and origin.kind is not None:
@@ -173,20 +169,20 @@ def _by_lane(found: dict[str, list[Segment]]) -> dict[str, list[Segment]]:
 
 
 class _Notes:
-    """What a reader must know about the collectives of a GPU."""
+    """Counts for the notes that a reader of a GPU report needs."""
 
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
         self.fused: Counter[str] = Counter()
 
     def count(self, name: str, one: Collective, work: GpuWork) -> None:
-        """One kernel or copy."""
+        """Count one kernel or copy that is the collective `one`."""
         self.kinds[one.kind] += 1
         if Trait.FUSED in work.traits:
             self.fused[shortened(function_of(name).rsplit("::", 1)[-1], 60)] += 1
 
     def texts(self) -> list[str]:
-        """The notes, if there is anything to say."""
+        """Return the notes that apply."""
         notes = []
         if grouped := self.kinds[SEND_RECV]:
             notes.append(

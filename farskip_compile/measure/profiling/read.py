@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads profiles: a Chrome trace file, an export of Nsight Systems, or a `torch.profiler` object.
+"""The way in: a Chrome trace file, an export of Nsight Systems, or a `torch.profiler` object.
 
-In:    the path of a trace that `torch.profiler` exported (`.json`, `.json.gz`), of one that `merge_traces` made of such
-       traces, or of a database that Nsight Systems exported (`nsys export --type sqlite`), told apart by content; or a
-       profile that has ended.
-Out:   a `Trace` of each rank in it.
+In:    the path of a trace that `torch.profiler` exported (`.json`, `.json.gz`), of a file of `merge_traces`, or
+       of a database that Nsight Systems exported (`nsys export --type sqlite`), told apart by content; or a profile
+       that has ended.
+Out:   a `Trace` of each rank.
 Never: changes the profile; keeps the raw events.
 """
 
@@ -15,17 +15,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from farskip_compile.measure.profiling.chrome import LARGEST, TraceError, load
-from farskip_compile.measure.profiling.chrome_events import from_document
+from farskip_compile.measure.profiling.chrome import LARGEST, TraceError, from_document, is_merged, load, split_ranks
 from farskip_compile.measure.profiling.data import Trace
-from farskip_compile.measure.profiling.database import is_database
-from farskip_compile.measure.profiling.merged import apart, is_merged
-from farskip_compile.measure.profiling.nsys import read_database
+from farskip_compile.measure.profiling.nsys import is_database, read_database
 
 
 @runtime_checkable
 class Profile(Protocol):
-    """`torch.profiler.profile` and `torch.autograd.profiler.profile`."""
+    """The type of `torch.profiler.profile` and `torch.autograd.profiler.profile`."""
 
     def export_chrome_trace(self, path: str) -> Any:
         """Write the trace to `path`."""
@@ -57,11 +54,11 @@ def read_trace(source: TraceSource, *, rank: int | None = None, largest: int = L
 
 
 def read_traces(source: TraceSource, *, rank: int | None = None, largest: int = LARGEST) -> tuple[Trace, ...]:
-    """Read the profiles of all ranks in `source`: several, if `merge_traces` made it, or if Nsight Systems has profiled
-    a launcher such as torchrun.
+    """Read the profiles of all ranks in `source`.
 
-    Merged traces know their ranks. Nsight Systems does not know those of several processes: their order is that of the
-    GPUs that they use.
+    There are several if `merge_traces` wrote the file, or if Nsight Systems profiled a launcher such as torchrun.
+    Merged traces know their ranks. Those of Nsight Systems do not, and are in the order of the GPUs that the processes
+    use.
 
     Args:
         source: as in `read_trace`.
@@ -70,8 +67,8 @@ def read_traces(source: TraceSource, *, rank: int | None = None, largest: int = 
 
     Raises:
         TraceError: the file can't be read, or the profile has nothing to export.
-        NotATraceError: the file is neither a Chrome trace nor an export of Nsight Systems.
-        TruncatedTraceError: the file ends in the middle.
+        NotATraceError: as in `read_trace`.
+        TruncatedTraceError: as in `read_trace`.
     """
     if isinstance(source, (str, PathLike)):
         path = Path(source)
@@ -79,8 +76,8 @@ def read_traces(source: TraceSource, *, rank: int | None = None, largest: int = 
             return read_database(path, rank=rank, largest=largest)
         document = load(path, largest=largest)
         if is_merged(document):
-            parts = apart(document, str(path)).items()
-            return tuple(from_document(one, f"{path} (rank {number})", rank=number) for number, one in parts)
+            ranks = split_ranks(document, str(path)).items()
+            return tuple(from_document(one, f"{path} (rank {number})", rank=number) for number, one in ranks)
         return (from_document(document, str(path), rank=rank),)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"

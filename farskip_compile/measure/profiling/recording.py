@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes Chrome traces: of a callable on the current rank, and of several ranks in one file.
+"""Recording of Chrome traces: a callable on the current rank, and several ranks merged into one file.
 
 Contract: `record` runs the callable `warmup` times, and once under the profiler, with the settings that the overlap
 report needs. Every rank must do the same, as always with collectives; nothing is communicated here. Each rank gets the
-report of itself: for all ranks together, give `path`, read the files, and call `overlap` on all of them.
+report of its own trace. For a report on all ranks, give `path`, read the files, and call `overlap` on all traces.
 
-Fused kernels of Inductor on CPU have no profiler event unless they were compiled to have one. While `record` runs, or
-inside `kernels_visible()`, they are. What was compiled before stays as it was: compile inside, or pass
-`recompile=True`. On GPU all kernels have events anyway.
+Fused CPU kernels of Inductor have no profiler event unless they were compiled to have one, as they are while `record`
+runs, or inside `kernels_visible()`. Code that was compiled before stays as it was: compile inside, or pass
+`recompile=True`. On a GPU all kernels have events anyway.
 
-`merge_traces` makes one trace of several, so that Perfetto or chrome://tracing shows ranks one below the other. Each
-process or GPU of each rank is a process of the trace, named after its rank; a lane of its own shows when communication
-was exposed. It never changes the times of events, beyond bringing them to one origin, and never holds more than one
-rank in memory. The clocks of ranks on different hosts are taken as they are. `read_traces` and `farskip overlap` take
-the result apart again (`merged.py`).
+`merge_traces` writes one trace of several, so that Perfetto or chrome://tracing shows the ranks one below the other.
+Each process or GPU of each rank is a process of the trace, named after its rank; a lane of its own shows when
+communication was exposed. Times of events only change by the common origin, and no more than one rank is in memory. The
+clocks of ranks on different hosts are taken as they are. `read_traces` and `farskip overlap` read merged traces, too.
 """
 
 from __future__ import annotations
@@ -34,12 +33,23 @@ from farskip_compile._compat.inductor import inductor_settings
 from farskip_compile._compat.names import KERNEL_PROFILE
 from farskip_compile.base.json_files import replacing
 from farskip_compile.measure.profiling import events
-from farskip_compile.measure.profiling.chrome import LARGEST, Document, NotATraceError, TraceError, load
-from farskip_compile.measure.profiling.chrome_events import from_document, span_of
+from farskip_compile.measure.profiling.chrome import (
+    LARGEST,
+    MERGED_ABOUT,
+    MERGED_RANKS,
+    SCHEDULES,
+    STRIDE,
+    Document,
+    NotATraceError,
+    TraceError,
+    about_process,
+    from_document,
+    load,
+    span_of,
+)
 from farskip_compile.measure.profiling.data import CollectiveDevice, OverlapReport, Trace
 from farskip_compile.measure.profiling.intervals import difference, union
 from farskip_compile.measure.profiling.measure import overlap
-from farskip_compile.measure.profiling.merged import ABOUT, RANKS, SCHEDULES, STRIDE, about
 from farskip_compile.measure.profiling.read import read_trace
 from farskip_compile.records.schedule import last_schedules
 
@@ -48,7 +58,7 @@ EXPOSED_LANE = 2**31 - 2
 
 
 def kernels_visible() -> AbstractContextManager[None]:
-    """Compile fused CPU kernels with profiler events, inside the `with` block. They cost about a microsecond."""
+    """Compile fused CPU kernels with profiler events inside the `with` block, at about a microsecond per call."""
     return inductor_settings({KERNEL_PROFILE: True})
 
 
@@ -103,7 +113,7 @@ def _synchronize() -> None:
 
 
 def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str], *, largest: int = LARGEST) -> Path:
-    """Merge Chrome traces of several ranks into one file, for Perfetto; returns that file.
+    """Merge Chrome traces of several ranks into one file, for Perfetto, and return its path.
 
     Args:
         paths: of the traces, one for each rank.
@@ -119,7 +129,7 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str],
     if any(out.resolve() == Path(path).resolve() for path in paths):
         raise TraceError(f"{out} is one of the traces to merge", way_out="give another name for the merged trace")
     ranks: dict[int, str] = {}
-    said: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     try:
         writer = gzip.open if out.suffix == ".gz" else open
         with replacing(out) as temporary, writer(temporary, "wt", encoding="utf-8") as file:
@@ -132,28 +142,28 @@ def merge_traces(paths: Sequence[str | PathLike[str]], out: str | PathLike[str],
                 rank = place if trace.rank is None else trace.rank
                 if rank in ranks:
                     raise TraceError(f"{ranks[rank]} and {path} are both of rank {rank}", way_out="give one for each")
-                ranks[rank], said[str(rank)] = str(path), about(document)
+                ranks[rank], about[str(rank)] = str(path), about_process(document)
                 base = document.get("baseTimeNanoseconds") or 0
                 origin = base if origin is None else origin
-                for event in _events(document, trace, rank, shift=(base - origin) / 1000, base=base):
-                    file.write(("" if is_first else ",\n") + _line(event, path))
+                for event in _merged_events(document, trace, rank, shift=(base - origin) / 1000, base=base):
+                    file.write(("" if is_first else ",\n") + _json_line(event, path))
                     is_first = False
-            rest = {"baseTimeNanoseconds": origin or 0, RANKS: sorted(ranks), ABOUT: said}
-            file.write(f"\n],{_line(rest, ', '.join(ranks.values()))[1:]}\n")
+            rest = {"baseTimeNanoseconds": origin or 0, MERGED_RANKS: sorted(ranks), MERGED_ABOUT: about}
+            file.write(f"\n],{_json_line(rest, ', '.join(ranks.values()))[1:]}\n")
     except OSError as error:
         raise TraceError(f"can't write {out}: {error.strerror}", way_out="give a path that can be written") from None
     return out
 
 
-def _line(event: dict[str, Any], path: object) -> str:
+def _json_line(event: dict[str, Any], path: object) -> str:
     try:
         return json.dumps(event, allow_nan=False)
     except ValueError:  # what is too large for a float was read as infinite, and JSON has no such number
         raise NotATraceError(f"{path} has a number that is not finite", way_out="export the trace again") from None
 
 
-def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: int) -> Iterator[dict[str, Any]]:
-    """The events of one rank in the merged trace."""
+def _merged_events(document: Document, trace: Trace, rank: int, *, shift: float, base: int) -> Iterator[dict[str, Any]]:
+    """Yield the events of one rank in the merged trace."""
     original = [event for event in document["traceEvents"] if isinstance(event, dict)]
     processes: dict[int, int] = {}
     lane_of_exposed = 0
@@ -187,10 +197,10 @@ def _events(document: Document, trace: Trace, rank: int, *, shift: float, base: 
         yield {"ph": "M", "name": "process_name", "pid": pid, "args": {"name": label}}
         yield {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}
     if lane_of_exposed:
-        yield from _exposed(trace, lane_of_exposed, shift, base)
+        yield from _exposed_lane(trace, lane_of_exposed, shift, base)
 
 
-def _exposed(trace: Trace, pid: int, shift: float, base: int) -> Iterator[dict[str, Any]]:
+def _exposed_lane(trace: Trace, pid: int, shift: float, base: int) -> Iterator[dict[str, Any]]:
     spans = difference(union((one.start, one.end) for one in trace.collectives), trace.compute())
     if not spans:
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overlap report on a terminal.
 
-Contract: gives a renderable for a `rich` console of any width from 80 columns on; understandable without colours, and
-in ASCII where the terminal has nothing else. Times of several ranks are means; `exposed` is what costs.
+Contract: returns a renderable for a `rich` console of any width from 80 columns on; understandable without colours, and
+in ASCII on a terminal without Unicode. Times of several ranks are means; `exposed` is the cost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WIDE = 110
 BAR = 20
 FEW_RANKS, FEW_COLLECTIVES = 8, 5
 MOST_LETTERS = 32
-"""Of a kind of collective or a graph, which traces of others may call anything: beside it stand numbers."""
+"""Most letters of a kind of collective or a graph, names that a foreign trace may choose freely."""
 TIMES = ("in flight", "exposed", "hidden")
 LEGEND = (
     "exposed: in flight while the rank computes nothing; in wait: the part of that which a thread spent waiting; "
@@ -42,12 +42,12 @@ LEGEND = (
 
 
 def report_text(report: OverlapReport, console: Console, *, everything: bool = False) -> RenderableType:
-    """All of a report, for a terminal.
+    """Return the report as a renderable for a terminal.
 
     Args:
         report: of `overlap` or `record`.
         console: where it will be printed; its width decides the layout.
-        everything: every rank and every collective, not only those that cost most.
+        everything: show every rank and every collective, not only those that cost most.
     """
     draw = _Draw(console)
     parts: list[RenderableType] = [Text(headline(report), style="bold"), Text(), draw.ranks(report, everything)]
@@ -62,7 +62,7 @@ def report_text(report: OverlapReport, console: Console, *, everything: bool = F
 
 
 def headline(report: OverlapReport) -> str:
-    """One line: how much is hidden, of what."""
+    """Return one line: the hidden part of the communication, and the times behind it."""
     ranks = f"{len(report.ranks)} ranks" if len(report.ranks) > 1 else f"rank {report.ranks[0].rank}"
     if report.world_size is not None and report.world_size > len(report.ranks):
         ranks += f" of {report.world_size}"
@@ -77,7 +77,7 @@ def headline(report: OverlapReport) -> str:
 
 
 def time_text(time_ns: float) -> str:
-    """A time with three digits: `12.3 ms`."""
+    """Return a time with three digits: `12.3 ms`."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
         if time_ns >= 0.9995 * size:
             value = time_ns / size
@@ -86,14 +86,14 @@ def time_text(time_ns: float) -> str:
 
 
 def percent(share: MeasuredOverlap) -> str:
-    """How much is hidden; a dash without communication."""
+    """Return the hidden part of the communication; a dash without communication."""
     if share.fraction is None:
         return "-"
     return f"{100 * share.fraction:.0f}%" if share.fraction in (0, 1) else f"{100 * share.fraction:.1f}%"
 
 
 def short_name(name: str) -> str:
-    """A kernel's name without template arguments, parameters and uninformative namespaces."""
+    """Return a kernel's name without template arguments, parameters and uninformative namespaces."""
     bare = (
         _without_brackets(name).strip().removeprefix("void ").removeprefix("at::native::").removeprefix("aten::")
         or name
@@ -102,7 +102,7 @@ def short_name(name: str) -> str:
 
 
 def _without_brackets(name: str) -> str:
-    """`name` without what stands in pairs of brackets; one without a partner stays. One walk, whatever the depth."""
+    """Return `name` without pairs of brackets and their content, in one walk; single brackets stay."""
     kept: list[str] = []
     opened: list[int] = []  # places in `kept` of the brackets that are open
     round_ones = 0
@@ -123,7 +123,7 @@ def _without_brackets(name: str) -> str:
 
 
 def hiders_text(hiders: Iterable[Hider], most: int) -> str:
-    """The names that hid most, with their shares of the whole."""
+    """Return the names that hid most, with their shares of the whole."""
     times: Counter[str] = Counter()
     for hider in hiders:
         times[short_name(hider.name)] += hider.time_ns
@@ -133,19 +133,19 @@ def hiders_text(hiders: Iterable[Hider], most: int) -> str:
 
 
 def estimate_texts(times: StepTimes | None, unknown: str = "?") -> list[str]:
-    """Compute, communication, exposed and step, in the order of the table's columns."""
+    """Return compute, communication, exposed and step, in the order of the table's columns."""
     return [unknown] * 4 if times is None else [time_text(time) for time in astuple(times)]
 
 
 class _Draw:
-    """The tables, for one console."""
+    """The tables for one console."""
 
     def __init__(self, console: Console) -> None:
         self.wide = console.width >= WIDE
         self.unicode = "utf" in (console.encoding or "").lower()
 
     def ranks(self, report: OverlapReport, everything: bool) -> Table:
-        """One row for each rank: a bar of what is hidden, and what the exposed time went to."""
+        """Return a table with one row per rank: a bar of the hidden part, and the causes of the exposed time."""
         shown = report.ranks
         if not everything and len(shown) > FEW_RANKS:
             shown = tuple(sorted(shown, key=lambda rank: (-rank.exposed_ns, rank.rank))[:FEW_RANKS])
@@ -166,7 +166,7 @@ class _Draw:
     def parts(
         self, title: str, column: str, report: OverlapReport, of: Callable[[RankReport], Sequence[PartReport]]
     ) -> Table:
-        """One row for each kind or layer, as a mean over the ranks that have it."""
+        """Return a table with one row for each kind or layer, as a mean over the ranks that have it."""
         found: dict[str, list[PartReport]] = defaultdict(list)
         for rank in report.ranks:
             for part in of(rank):
@@ -186,7 +186,7 @@ class _Draw:
         return table
 
     def collectives(self, report: OverlapReport, everything: bool) -> Table:
-        """The collectives that cost most, or all of them in order."""
+        """Return a table of the collectives with most exposed time, or of all collectives in order."""
         found = [(rank, one) for rank in report.ranks for one in rank.collectives]
         title = "Every collective"
         if not everything:
@@ -210,7 +210,7 @@ class _Draw:
         return table
 
     def estimates(self, report: OverlapReport) -> Table:
-        """Estimate and measurement of each scheduled graph, and of all."""
+        """Return a table of the estimate and the measurement of each scheduled graph, and of all."""
         several = len(report.ranks) > 1
         profiles = ", ".join(dict.fromkeys(shortened(row.profile, MOST_LETTERS) for row in report.estimates))
         table = _table(f"Estimated ({profiles}) and measured" + (", mean of a rank" if several else ""))
@@ -223,14 +223,14 @@ class _Draw:
         return table
 
     def bar(self, share: MeasuredOverlap) -> Text:
-        """Hidden and exposed parts, to scale."""
+        """Return a bar of the hidden and the exposed part, to scale."""
         length = BAR if self.wide else BAR // 2
         hidden = round(length * (share.fraction or 0))
         full, empty = ("█", "░") if self.unicode else ("#", ".")
         return Text.assemble((full * hidden, "green"), (empty * (length - hidden), "red"))
 
     def hiders(self, hiders: Iterable[Hider], *, few: bool = False) -> str:
-        """As many as there is room for."""
+        """Return the names that hid most, as many as there is room for."""
         return hiders_text(hiders, (3 if few else 4) if self.wide else (1 if few else 2))
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FarSkip will bring on hardware that is not here: models at full size, on fake tensors and fake ranks.
+"""Predictions of FarSkip on other hardware: models at full size, on fake tensors and fake ranks.
 
     scenario -> rank_model -> graphs -> programs -> orders -> results
 
-Start reading at `predict.py`. `cuts` and `attention` turn the code of transformers into what one rank runs.
+Start reading at `predict.py`. `cuts` and `attention` turn the code of transformers into the model of one rank.
 """
 
 from farskip_compile.base.choices import Phase

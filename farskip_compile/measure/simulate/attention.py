@@ -3,15 +3,15 @@
 
 In:    queries, keys and values as transformers hands them to an attention function: [B, heads, T, width].
 Out:   [B, T, heads, width], by an operator of our own that the cost model has a formula for.
-Never: computes anything; nothing runs these operators. Attention sinks and masks other than the causal one and a
-       sliding window are left out.
+Never: computes anything; nothing runs these operators. Models attention sinks, or masks other than the causal one and a
+       sliding window.
 
-Why operators of our own: on the device of a capture PyTorch falls back to plain products and a softmax over all pairs
-of tokens. Engines have kernels that do neither: they read keys and values once, also where several heads share them or
-values are narrower than keys (latent attention), and skip what the mask hides.
+On the device of a capture PyTorch falls back to plain products and a softmax over all pairs of tokens. Kernels of
+engines do neither: they read keys and values once, also if several heads share them or values are narrower than keys
+(latent attention), and skip the masked part. Hence the operators of our own.
 
 In decode the operator reads a cache, a buffer of the attention module. For latent attention the cache holds the
-latents, which is what engines read; there are as many products with `kv_b` either way.
+latents, as in engines; the number of products with `kv_b` is the same either way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from farskip_compile._compat.costs import register_flop_formula
 
@@ -28,16 +28,15 @@ NAME = "farskip_fused"
 CACHED_KEYS, CACHED_VALUES = "farskip_cached_keys", "farskip_cached_values"
 """Buffers of an attention module, [B, heads, T, width]; latent attention has only the first."""
 BACKWARD = 2.5
-"""FLOPs of the backward over those of the forward, as torch counts them for flash attention: five products, not two."""
+"""FLOPs of the backward over those of the forward, as torch counts flash attention: five products, not two."""
 
-Tensor = torch.Tensor
 WHOLE = 0
 """The window of an attention to all previous tokens."""
 
 
 @torch.library.custom_op("farskip::causal_attention", mutates_args=())
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> Tensor:
-    """[B, heads, T, width of a value]; each token reads the last `window` ones, itself included, or all."""
+    """Return [B, heads, T, width of a value]; each token reads the last `window` tokens with itself, or all."""
     raise NotImplementedError("for captures: nothing runs it")
 
 
@@ -45,13 +44,13 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, window: int) -> 
 def causal_attention_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, window: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values."""
+    """Return the gradients of queries, keys and values."""
     raise NotImplementedError("for captures: nothing runs it")
 
 
 @torch.library.custom_op("farskip::cached_attention", mutates_args=())
 def cached_attention(query: Tensor, cached: Tensor, key: Tensor, value: Tensor, values: Tensor | None) -> Tensor:
-    """[B, heads, T, width of a value]: new tokens over a cache and themselves."""
+    """Return [B, heads, T, width of a value]: new tokens over a cache and themselves."""
     raise NotImplementedError("for captures: nothing runs it")
 
 
@@ -84,7 +83,7 @@ causal_attention.register_autograd(_gradients, setup_context=_keep)
 
 
 def pairs(tokens: int, window: int) -> int:
-    """How many pairs there are of a token and one that it reads."""
+    """Return the number of pairs of a token and a token that it reads."""
     width = min(window or tokens, tokens)
     return width * (width + 1) // 2 + (tokens - width) * width
 
@@ -109,7 +108,7 @@ def _cached_flops(query: Any, cached: Any, *_: Any, **__: Any) -> int:
 def fused_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers."""
+    """Return the attention [B, T, heads, width] and None: an attention function of transformers."""
     cached = getattr(module, CACHED_KEYS, None)
     if cached is not None:
         values = getattr(module, CACHED_VALUES, None)
@@ -121,12 +120,12 @@ def fused_attention(
 
 
 def reads_cache(node: fx.Node) -> bool:
-    """Whether a node of a captured graph is an attention over a cache."""
+    """Return whether a node of a captured graph is an attention over a cache."""
     return node.target is torch.ops.farskip.cached_attention.default
 
 
 def register_attention() -> str:
-    """Register the function, which needs no mask, in transformers; returns its name."""
+    """Register the attention function, which needs no mask, in transformers, and return its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, fused_attention)

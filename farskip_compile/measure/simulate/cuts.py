@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensor parallelism by shapes: what one rank holds of each matrix, and where partial sums are reduced.
+"""Tensor parallelism by shapes: the part of each matrix on one rank, and the sums over ranks.
 
 In:    a model of transformers on fake tensors, its plan for tensor parallelism, and the ranks.
 Out:   the same model with the matrices of one rank, and one all-reduce after each sub-block, as in serving engines:
-       after the attention's output, after a dense feed-forward, after the whole of a Mixture-of-Experts block (shared
-       and routed experts are summed first).
-Never: holds a value; nothing is ever run. Cuts the experts (`experts`) or the embedding, of which a step reads next to
+       after the attention's output, after a dense feed-forward, after a whole Mixture-of-Experts block (shared and
+       routed experts are summed first).
+Never: holds a value; nothing is ever run. Cuts the experts (`experts`), or the embedding, of which a step reads next to
        nothing.
 
 transformers' own tensor parallelism uses DTensors, reduces shared and routed experts separately, and has no
-data-parallel attention without FSDP. Its plans say all that is needed here: which matrix is cut along its outputs
-(`colwise`) and which along its inputs (`rowwise`).
+data-parallel attention without FSDP. Its plans name the matrices: `colwise` is cut along the outputs, `rowwise` along
+the inputs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from farskip_compile._compat.collectives import all_reduce
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.simulate.experts import is_experts
 
-CutGroup = torch.distributed.ProcessGroup
+TensorParallelGroup = torch.distributed.ProcessGroup
 OUTPUTS, INPUTS = ("colwise", "colwise_gather_output", "colwise_rep"), ("rowwise", "rowwise_rep")
 
 
-def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: CutGroup, *, reduce_blocks: bool) -> None:
-    """Cut the matrices of `model`, in place.
+def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: TensorParallelGroup, *, reduce_blocks: bool) -> None:
+    """Cut the matrices of `model`, in place, to those of one rank.
 
     Args:
+        model: of transformers, on fake tensors.
         plan: transformers' style by name of a module, with `*` for the number of a layer.
+        group: the ranks that share the matrices.
         reduce_blocks: reduce after a whole Mixture-of-Experts block, whose routed experts return partial sums, too;
             otherwise after its shared experts alone.
 
@@ -47,11 +49,11 @@ def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: CutGroup, *, 
         if not isinstance(module, nn.Linear) or style not in (*OUTPUTS, *INPUTS):
             continue
         if style in OUTPUTS:
-            _cut(module, 0, _outputs(model, name, module, group.size()))
+            _keep_part(module, 0, _outputs(model, name, module, group.size()))
             continue
         if module.in_features % group.size():
             raise _refused(name, module.in_features, group.size())
-        _cut(module, 1, module.in_features // group.size())
+        _keep_part(module, 1, module.in_features // group.size())
         if not (reduce_blocks and any(name.startswith(f"{block}.") for block in blocks)):
             _reduce_output(module, group)
     if reduce_blocks:
@@ -60,7 +62,7 @@ def cut_matrices(model: nn.Module, plan: Mapping[str, str], group: CutGroup, *, 
 
 
 def _outputs(model: nn.Module, name: str, module: nn.Linear, ranks: int) -> int:
-    """How many outputs a rank has: whole heads, if they are heads; one of keys and values, if there are more ranks."""
+    """Return the outputs of one rank: whole heads, and one head of keys or values if there are fewer than ranks."""
     owner = model.get_submodule(name.rpartition(".")[0])
     width = getattr(owner, "qk_head_dim", None) if name.endswith(("q_proj", "q_b_proj")) else None
     if width is None and name.endswith("kv_b_proj"):
@@ -83,7 +85,7 @@ def _refused(name: str, parts: int, ranks: int) -> ConfigError:
     )
 
 
-def _cut(module: nn.Linear, dim: int, size: int) -> None:
+def _keep_part(module: nn.Linear, dim: int, size: int) -> None:
     shape = list(module.weight.shape)
     shape[dim] = size
     module.weight = nn.Parameter(module.weight.new_empty(shape), requires_grad=module.weight.requires_grad)
@@ -95,8 +97,8 @@ def _cut(module: nn.Linear, dim: int, size: int) -> None:
         module.in_features = size
 
 
-def _reduce_output(module: nn.Module, group: CutGroup) -> None:
-    """Sum what `module` returns, the first of several values, over the ranks."""
+def _reduce_output(module: nn.Module, group: TensorParallelGroup) -> None:
+    """Sum the output of `module`, or the first of its outputs, over the ranks."""
     run: Callable[..., Any] = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The experts of a rank, and how tokens get to them.
+"""The experts of a rank, and the exchange of tokens with other ranks.
 
-In:    a model of transformers on fake tensors, and the ranks among which experts are cut.
+In:    a model of transformers on fake tensors, and the ranks that share the experts.
 Out:   the same model: each module of stacked experts holds this rank's, and its forward exchanges tokens.
 Never: computes anything of use.
 
     all-to-all    as the exchange of `farskip_compile.prepare`: ranks that share tokens take a slice each; counts are
                   exchanged, rows are dispatched, the local experts run, rows are combined and weighted, slices gathered
-    all-reduce    all ranks hold all tokens. Each runs its experts on the rows that chose them; what it returns is its
-                  part of a sum, for the all-reduce after the whole block (`cuts`)
-    all-gather    the tokens of all ranks, their choices and weights are gathered on each; what its experts make of them
-                  is its part of a sum, which a reduce-scatter brings back. Engines with data-parallel attention and
-                  without an all-to-all do this. (AMD's gathers first and then routes all tokens on each rank: the
-                  same.)
+    all-reduce    all ranks hold all tokens. Each runs its experts on the rows that chose them and returns its part of a
+                  sum, for the all-reduce after the whole block (`cuts`)
+    all-gather    the tokens of all ranks, their choices and weights are gathered on each; the results of its experts
+                  are its part of a sum, which a reduce-scatter brings back. Engines with data-parallel attention and
+                  without an all-to-all do this. (AMD's engine gathers first and then routes all tokens on each rank,
+                  which is the same.)
 
-All-to-all in pieces, each of them some of a rank's experts, as the backend cuts it: all pieces are dispatched, then the
-experts of each run, then all are combined.
+An all-to-all in pieces, each for some of a rank's experts, runs as the backend cuts it: all pieces are dispatched, then
+the experts of each run, then all are combined.
 
-How many rows a rank gets depends on data. Here it is fixed, at what the fullest rank gets: with a symbol for each pair
-of ranks in each layer, 256 ranks could not be captured in a day.
+The rows of a rank depend on data. Here they are fixed at those of the fullest rank: with a symbol for each pair of
+ranks in each layer, 256 ranks could not be captured in a day.
 
 Experts with a form of their own (Llama-4's run every expert on every token, which no engine does) get transformers'
 usual interface first: rows, chosen experts, weights.
@@ -37,7 +37,7 @@ from torch.nn import functional as F
 
 from farskip_compile._compat.collectives import all_gather, all_to_all_single, reduce_scatter, wait_tensor
 from farskip_compile.errors import ConfigError
-from farskip_compile.tools.prepare.loops import is_dispatched
+from farskip_compile.tools.prepare.kernels import is_dispatched
 
 
 class ChosenExperts(nn.Module):
@@ -49,7 +49,7 @@ class ChosenExperts(nn.Module):
         self.num_experts = gate_up.shape[0]
 
     def forward(self, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """[T, D], [T, k], [T, k] -> [T, D]."""
+        """Map rows [T, D], chosen experts [T, k] and weights [T, k] to results [T, D]."""
         k = chosen.shape[-1]
         expert, order = chosen.flatten().sort(stable=True)
         counts = expert.new_zeros(self.num_experts).index_add(0, expert, torch.ones_like(expert))
@@ -61,7 +61,7 @@ class ChosenExperts(nn.Module):
 
 
 def give_usual_interface(model: nn.Module) -> None:
-    """Let blocks that run every expert on every token run the chosen ones."""
+    """Make blocks that run every expert on every token run the chosen experts only."""
     for block in model.modules():
         experts, router = getattr(block, "experts", None), getattr(block, "router", None)
         if isinstance(experts, nn.Module) and isinstance(router, nn.Module) and not is_dispatched(experts):
@@ -86,23 +86,25 @@ def _chosen(block: Any) -> Any:
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether `module` is stacked experts with the usual interface."""
+    """Return whether `module` is stacked experts with the usual interface."""
     return isinstance(module, ChosenExperts) or is_dispatched(module)
 
 
 def spread_experts(
     model: nn.Module, ep_mesh: Any, tp_mesh: Any, exchange: str, imbalance: float, pieces: int = 1
 ) -> None:
-    """Cut the experts among the ranks of `ep_mesh`, and exchange tokens.
+    """Divide the experts among the ranks of `ep_mesh`, and make their forward exchange tokens.
 
     Args:
+        model: of transformers, on fake tensors.
+        ep_mesh: the ranks that share the experts.
         tp_mesh: the ranks that hold the same tokens as this one.
         exchange: `all-reduce`, `all-to-all` or `all-gather`.
         imbalance: rows of the fullest rank over the mean.
         pieces: of an all-to-all.
 
     Raises:
-        ConfigError: the experts can't be cut this way.
+        ConfigError: the experts can't be divided this way.
     """
     found = [(name, module) for name, module in model.named_modules() if is_experts(module)]
     if not found:
@@ -136,7 +138,7 @@ def _cut_experts(name: str, module: Any, ranks: int) -> None:
 
 
 def _all_to_all(runs: Sequence[Any], held: int, ep_mesh: Any, imbalance: float) -> Any:
-    """`runs`: the experts of each piece, `held` in number."""
+    """Return a forward that exchanges tokens by all-to-all; `runs` are the forwards of each piece's `held` experts."""
     ranks, group, pieces = ep_mesh.size(), ep_mesh.get_group(), len(runs)
 
     def forward(hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ def _all_gather(partial_sum: Any, ep_mesh: Any) -> Any:
 
 
 def _sliced(exchange: Any, mesh: Any) -> Any:
-    """Each rank exchanges its slice of the rows that all ranks of `mesh` hold, and the results are gathered."""
+    """Return a forward in which each rank of `mesh` exchanges its slice of the common rows, and gathers the results."""
     if mesh.size() == 1:
         return exchange
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs of a step as programs: as the model has them, on slower compute, and for two micro-batches.
+"""The graphs of a step as programs: as captured, with slower compute, and for two micro-batches.
 
 In:    the ATen graphs of one capture, and its scenario.
 Out:   a `PhaseProgram` for each graph.
-Never: orders anything, but for the alternation of two micro-batches (`batches`).
+Never: orders anything, except for the alternation of two micro-batches (`batches`).
 
-What two micro-batches share: parameters, and what forward saves of them for backward. Tokens, and tables that depend on
-positions alone, are counted as shared, too; a cache is not. Adding the gradients of one to those of the other is a
-kernel for each parameter.
+Two micro-batches share parameters, and views of parameters that forward saves for backward. Tokens, and tables that
+depend on positions alone, count as shared, too; a cache does not. Adding the gradients of the two is one kernel for
+each parameter.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ class PhaseProgram:
     """`inference`, `forward` or `backward`."""
     program: Program
     nodes: list[fx.Node] = field(default_factory=list)
-    """Of its tasks; none of two micro-batches."""
+    """The node of each task; empty for two micro-batches."""
     shared: tuple[int, ...] = ()
-    """Inputs that micro-batches have in common, as places in the program's buffers."""
+    """The inputs that micro-batches share, as places in the program's buffers."""
     sums: Mapping[int, float] = field(default_factory=dict)
-    """Seconds of adding up what micro-batches make of the same buffer, by its place."""
+    """Seconds for adding up the two micro-batches' values of a buffer, by its place."""
 
     def written(self) -> tuple[int, ...]:
-        """The order of the graph."""
+        """Return the order of the graph."""
         return tuple(range(len(self.program.tasks)))
 
     def published(self) -> tuple[int, ...]:
-        """The order of AMD's engines."""
+        """Return the order of AMD's engines."""
         return published_order(self.program, self.nodes, backward=self.name == "backward")
 
     def known(self) -> list[tuple[int, ...]]:
-        """Orders for a search to begin with, beside that of the graph."""
+        """Return orders for a search to begin with, in addition to that of the graph."""
         return [self.published()] if self.nodes else []
 
     def times(self, slower: float) -> PhaseProgram:
-        """With compute that takes this many times as long."""
+        """Return the same program with compute that takes `slower` times as long."""
         if slower == 1.0:
             return self
         tasks = (
@@ -67,13 +67,13 @@ class PhaseProgram:
         return replace(self, program=replace(self.program, tasks=tuple(tasks)), sums=sums)
 
     def in_two_batches(self) -> PhaseProgram:
-        """Of one micro-batch: that of two."""
+        """Return the program of two micro-batches, from that of one."""
         orders = [self.written(), self.published()]
         return PhaseProgram(self.name, in_two_batches(self.program, orders, self.shared, self.sums))
 
 
 def read_phases(scenario: Scenario, imbalance: float, graphs: Graphs) -> list[PhaseProgram]:
-    """The programs of `graphs`; `imbalance`: rows of the fullest rank over the mean."""
+    """Return the programs of `graphs`; `imbalance` is the rows of the fullest rank over the mean."""
     found, saved = [], set[str]()
     for phase, graph in graphs.phases:
         estimates = Estimates(graph, scenario.profile, imbalance, scenario.products == "float8", scenario.interference)
@@ -87,7 +87,7 @@ def read_phases(scenario: Scenario, imbalance: float, graphs: Graphs) -> list[Ph
 
 
 def _shared(one: GraphProgram, saved: Collection[str]) -> tuple[int, ...]:
-    """Inputs that the caller keeps, and what forward `saved` of them, without caches."""
+    """Return the inputs that the caller keeps, and those that forward `saved` of them, without caches."""
     cached = {index for index, node in enumerate(one.nodes) if reads_cache(node)}
     return tuple(
         place
@@ -97,7 +97,7 @@ def _shared(one: GraphProgram, saved: Collection[str]) -> tuple[int, ...]:
 
 
 def _saved(graph: fx.Graph, shared: Collection[fx.Node]) -> set[str]:
-    """Names of the outputs of `graph` that are views of `shared` inputs: backward gets them by these names."""
+    """Return the names of outputs of `graph` that are views of `shared` inputs, by which backward reads them."""
     memory = {effects.storage(node) for node in shared} - {None}
     (output,) = graph.find_nodes(op="output")
     return {node.name for node in output.all_input_nodes if effects.storage(node) in memory}
@@ -108,5 +108,5 @@ def _outputs(one: GraphProgram) -> list[int]:
 
 
 def _sum_seconds(size: int, scenario: Scenario) -> float:
-    """Of adding so many bytes to others."""
+    """Return the seconds for adding `size` bytes to others."""
     return op_seconds(OpCost(0, 2 * size, size, None, "memory"), scenario.profile)

@@ -19,7 +19,7 @@ from farskip_compile.text_utils import printable
 
 INK, BUSY, WIRE, IDLE, GRID = "#1d2126", "#9db8d9", "#0b3d91", "#d9480f", "#e3e6ea"
 LAYERS = 2.5
-"""How many the detail shows."""
+"""The number of layers in the detail."""
 
 
 def draw_prediction(found: Prediction, path: Path) -> None:
@@ -47,7 +47,7 @@ def draw_prediction(found: Prediction, path: Path) -> None:
 
 
 def _detail(axes: Any, found: Prediction) -> None:
-    """The middle of the first phase: compute and network, as written and under FarSkip."""
+    """Draw compute and network in the middle of the first phase, as written and under FarSkip."""
     from matplotlib.transforms import blended_transform_factory
 
     left = blended_transform_factory(axes.transAxes, axes.transData)
@@ -79,7 +79,7 @@ def _detail(axes: Any, found: Prediction) -> None:
 
 
 def _bars(axes: Any, found: Prediction) -> None:
-    """Compute and exposed communication of each order."""
+    """Draw compute and exposed communication of each order."""
     heights = range(len(found.orders), 0, -1)
     for height, step in zip(heights, found.orders.values(), strict=True):
         busy = step.seconds - step.exposed
@@ -95,7 +95,7 @@ def _bars(axes: Any, found: Prediction) -> None:
 
 
 def _legend(axes: Any, colours: Mapping[str, str]) -> None:
-    """Above the axes, which are full."""
+    """Draw the legend above the axes, which are full."""
     for label, colour in colours.items():
         axes.plot([], [], color=colour, linewidth=8, label=label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(colours), frameon=False, fontsize=9)

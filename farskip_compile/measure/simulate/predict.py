@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict one step of a scenario: as the model is written, and under FarSkip by AMD's placement and by ours.
+"""The prediction of one step: as the model is written, and under FarSkip in AMD's order and in ours.
 
 In:    a `Scenario`.
 Out:   a `Prediction`.
 Never: runs the model; needs the hardware; depends on a clock: equal scenarios give equal predictions.
 
-1. The model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
-2. One capture, and the ATen graphs of two connectivities or more, by the code that the backend runs (`capture`). For
-   exchanges in pieces the model itself is built with them, and captured once more; for two micro-batches the model is
+1. Build the model of one rank, at full size on fake tensors (`rank_model`), within fake ranks.
+2. Capture it once, and get the ATen graphs of two connectivities or more from the code that the backend runs
+   (`capture`). For exchanges in pieces the model is built with them and captured once more; for two micro-batches it is
    captured with half of the sequences, and its programs are put together (`batches`).
-3. Each graph becomes a program of tasks, by the cost model and the profile (`phases`), and is simulated on two
+3. Read each graph as a program of tasks, by the cost model and the profile (`phases`), and simulate the program on two
    resources, compute and the network, in several orders (`passes.schedule.program`):
 
        written     the model as it is, each collective awaited where it is launched
-       scheduled   the model as it is, in the order of our scheduler: what overlapping alone brings
-       published   FarSkip, by AMD's placement (`published`)
+       scheduled   the model as it is, in the order of our scheduler: the gain of overlapping alone
+       published   FarSkip, in AMD's order (`published`)
        farskip     FarSkip, in the order of our scheduler
        also        on request: the second and the last with exchanges in pieces, and in two micro-batches; other
                    connectivities
@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 
 from farskip_compile.base.choices import ConnectivityName
 from farskip_compile.compiler.config import FarSkipConfig
-from farskip_compile.compiler.inductor_passes import UNFUSED
+from farskip_compile.compiler.inductor_passes.plan import UNFUSED
 from farskip_compile.compiler.ranks.fake import fake_ranks
 from farskip_compile.errors import ConfigError
 from farskip_compile.measure.simulate.phases import PhaseProgram, read_phases
@@ -42,7 +42,7 @@ from farskip_compile.passes.schedule.timeline import flights, simulate
 from farskip_compile.tools.capture import Graphs, GraphsOf, with_graphs
 
 LIMITS = MemoryLimits(memory_increase=UNFUSED * MemoryLimits.memory_increase)
-"""Limits on memory, as the backend sets them for a graph whose kernels are not fused yet."""
+"""The backend's limits on memory for a graph whose kernels are not fused yet."""
 NAMES_CUT: Mapping[ConnectivityName, str] = {"none": "overlapped", "full": "FarSkip"}
 AFTER_CAPTURE = ("device", "measured", "slower", "interference")
 """Fields in which scenarios of one capture may differ."""
@@ -79,31 +79,31 @@ def predict_each(scenarios: Sequence[Scenario]) -> list[Prediction]:
     with fake_ranks(scenario.ranks):
         whole = _capture(scenarios, took)
         cut = _capture(scenarios, took, scenario.pieces).programs if scenario.pieces > 1 else nothing
-        halves = _capture(list(map(_half, scenarios)), took).programs if scenario.micro_batches > 1 else nothing
+        halves = _capture(list(map(_half_batch, scenarios)), took).programs if scenario.micro_batches > 1 else nothing
         return [
             _predict(one, whole, each, in_pieces, half, took)
             for one, each, in_pieces, half in zip(scenarios, whole.programs, cut, halves, strict=True)
         ]
 
 
-def _half(scenario: Scenario) -> Scenario:
-    """One micro-batch of two."""
+def _half_batch(scenario: Scenario) -> Scenario:
+    """Return the scenario of one micro-batch of two."""
     return replace(scenario, batch=scenario.batch // 2, micro_batches=1, also=())
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """One capture."""
+    """The programs of one captured model."""
 
     model: RankModel
     nodes: int
     rewired: str
     programs: Sequence[Mapping[ConnectivityName, list[PhaseProgram]]]
-    """For each scenario, by connectivity."""
+    """The programs of each scenario, by connectivity."""
 
 
 def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int = 1) -> _Captured:
-    """The programs of `none` and `full`, and in one piece of what else the scenarios ask for."""
+    """Capture the model, and read the programs of `none`, `full` and, in one piece, `also`."""
     scenario = scenarios[0]
     start = time.perf_counter()
     model = rank_model(scenario, pieces)
@@ -121,9 +121,9 @@ def _capture(scenarios: Sequence[Scenario], took: dict[str, float], pieces: int 
         took["graphs"] = took.get("graphs", 0.0) + time.perf_counter() - began
         report = found["full"].report
         took["passes"] = took.get("passes", 0.0) + sum(report.seconds.values())
-        programs = [
-            {name: read_phases(one, model.imbalance, each) for name, each in found.items()} for one in scenarios
-        ]
+        programs = []
+        for one in scenarios:
+            programs.append({name: read_phases(one, model.imbalance, each) for name, each in found.items()})
         return _Captured(model, report.nodes, report.summary(), programs)
 
     with model.mode:
@@ -171,7 +171,7 @@ def _predict(
 
 
 def _slower(scenario: Scenario, written: StepResult) -> float:
-    """How many times as long compute takes as the profile says, as given or by what was measured."""
+    """Return the factor by which compute takes longer than the profile says, as given or from the measured step."""
     if scenario.measured is None:
         return scenario.slower or 1.0
     if scenario.measured <= written.exposed:
@@ -188,7 +188,7 @@ def _written(programs: list[PhaseProgram]) -> StepResult:
 
 
 def _scheduled(programs: list[PhaseProgram], rival: StepResult | None = None) -> StepResult:
-    """In the order of our scheduler, which may take as much memory as `rival` does: time alone is compared."""
+    """Return the step in the order of our scheduler, with at least as much memory as `rival` takes."""
     orders = []
     for place, one in enumerate(programs):
         limits = LIMITS

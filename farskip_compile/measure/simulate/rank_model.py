@@ -2,13 +2,13 @@
 """The model of one rank, at full size and without memory: code of transformers on fake tensors, cut and wired.
 
 In:    a `Scenario`, within `farskip_compile.testing.fake_ranks` of its ranks.
-Out:   the module to capture, its example inputs, and how many more rows than the mean the fullest rank gets.
+Out:   the module to capture, its example inputs, and the rows of the fullest rank over the mean.
 Never: allocates a weight, downloads anything, or patches transformers: attention and exchange are plugged in by its own
-       registries, the rest by attributes of this one model. Depends on a clock or a rank: which expert is the popular
-       one is drawn from a fixed seed.
+       registries, the rest by attributes of this one model. Depends on a clock or a rank: the popular expert is drawn
+       from a fixed seed.
 
 Experts are placed on the ranks in the order of their numbers in checkpoints. By Zipf's law the expert of popularity e
-is chosen in proportion to 1 / e^skew, and popularity has nothing to do with the numbering, so it is shuffled. A token
+is chosen in proportion to 1 / e^skew. Popularity has nothing to do with the numbering, so it is shuffled. A token
 chooses an expert at most once. Recorded loads stay in their order.
 """
 
@@ -39,17 +39,17 @@ SEED = 0
 
 @dataclass(frozen=True)
 class RankModel:
-    """What one rank runs in one step."""
+    """The module and the inputs of one rank in one step."""
 
     module: nn.Module
     kwargs: dict[str, Any]
     """Example inputs, by name."""
     mode: FakeTensorMode
-    """The mode of its tensors: whatever is done with the model is done within it."""
+    """The mode of its tensors, within which everything is done with the model."""
     imbalance: float
     """Rows of the fullest rank over the mean."""
     parameters: int
-    """How many this rank holds."""
+    """The number of parameters on this rank."""
 
 
 class _Loss(nn.Module):
@@ -60,16 +60,16 @@ class _Loss(nn.Module):
         self.model = model
 
     def forward(self, **kwargs: Any) -> torch.Tensor:
-        """A scalar."""
+        """Return the loss, a scalar."""
         loss: torch.Tensor = self.model(**kwargs).loss
         return loss
 
 
 def rank_model(scenario: Scenario, pieces: int = 1) -> RankModel:
-    """The model of the first rank, its exchanges in so many pieces.
+    """Return the model of the first rank, with each exchange in so many `pieces`.
 
     Raises:
-        ConfigError: transformers can't build it, or it can't be cut as the scenario says.
+        ConfigError: transformers can't build the model, or it can't be cut as the scenario says.
     """
     config = scenario.architecture.config(scenario.layers)
     rows = imbalance(_loads(scenario, config), scenario.ep)
@@ -78,7 +78,7 @@ def rank_model(scenario: Scenario, pieces: int = 1) -> RankModel:
     ep_mesh = init_device_mesh("cpu", (copies, scenario.ep), mesh_dim_names=("copies", "ep"))["ep"]
     mode = FakeTensorMode()
     with mode:
-        model = _built(scenario, config)
+        model = _build(scenario, config)
         model.train(scenario.trains)
         give_usual_interface(model)
         if scenario.tp > 1:
@@ -91,7 +91,7 @@ def rank_model(scenario: Scenario, pieces: int = 1) -> RankModel:
     return RankModel(_Loss(model) if scenario.trains else model, kwargs, mode, rows, count)
 
 
-def _built(scenario: Scenario, config: Any) -> Any:
+def _build(scenario: Scenario, config: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     options = {"dtype": torch.bfloat16, "attn_implementation": register_attention(), "trust_remote_code": False}
@@ -119,7 +119,7 @@ def _inputs(model: nn.Module, scenario: Scenario) -> dict[str, Any]:
 
 
 def _loads(scenario: Scenario, config: Any) -> list[float]:
-    """How often each expert is chosen."""
+    """Return how often each expert is chosen."""
     counts = [value for key, value in config.to_dict().items() if counts_experts(key) and isinstance(value, int)]
     if not counts:
         raise ConfigError(f"{scenario.architecture.name} has no routed experts", way_out="a Mixture-of-Experts model")
@@ -134,14 +134,14 @@ def _loads(scenario: Scenario, config: Any) -> list[float]:
 
 
 def zipf_loads(experts: int, top_k: int, skew: float) -> list[float]:
-    """How often each expert is chosen, by its number; the sum is `top_k`."""
+    """Return how often each expert is chosen, by its number; the sum is `top_k`."""
     loads = shares(experts, top_k, skew)
     random.Random(SEED).shuffle(loads)
     return loads
 
 
 def imbalance(loads: Sequence[float], ranks: int) -> float:
-    """Rows of the fullest of `ranks` ranks over the mean, from how often each expert is chosen.
+    """Return the rows of the fullest of `ranks` ranks over the mean, from how often each expert is chosen.
 
     Raises:
         ConfigError: the experts can't be divided evenly.

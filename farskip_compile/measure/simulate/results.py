@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a prediction holds: one step in several orders, as data, as JSON, and by kind of collective.
+"""A prediction: one step in several orders, as data, as JSON, and by kind of collective.
 
-Contract: plain data; seconds and bytes, nothing rounded. What is exposed, and why, is read off the order, not guessed.
+Contract: plain data; seconds and bytes, nothing rounded. Exposed time and its reasons are read off the order.
 
-Collectives are of one kind if the same operator computes the same terms of the residual stream, whatever the layer. Why
-one is exposed:
+Collectives are of one kind if the same operator computes the same terms of the residual stream, whatever the layer. The
+reasons for exposed time:
 
-    waits for its turn          the channel or the link was busy when it was launched: only that can delay one during
-                                which enough is computed
-    nothing left to compute     next to no compute stood between its launch and its wait: all that was left needed it
-    too little to compute       some did, and took less time than it does
+    waits for its turn          the channel or the link was busy at the launch; the only possible delay of a collective
+                                beside which enough is computed
+    nothing left to compute     next to no compute stood between launch and wait: all that was left needed the result
+    too little to compute       some did, and took less time than the collective
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class PhaseResult:
     phase: str
     """`inference`, `forward` or `backward`."""
     program: Program = field(repr=False)
-    """Its tasks, with their estimated seconds."""
+    """The tasks, with their estimated seconds."""
     order: tuple[int, ...] = field(repr=False)
-    """Indices of the tasks, as the compute stream gets to them."""
+    """Indices of the tasks, in the order of the compute stream."""
     timeline: Timeline = field(repr=False)
-    """When each begins and ends."""
+    """The start and the end of each task."""
     flights: tuple[ScheduledFlight, ...] = field(repr=False)
-    """Each collective: launch, wait and what is computed in between."""
+    """Each collective: launch, wait and the compute in between."""
 
     def to_json(self) -> dict[str, Any]:
-        """All but the tasks."""
+        """Return all but the tasks."""
         line = self.timeline
         return {
             "seconds": line.makespan,
@@ -56,34 +56,34 @@ class PhaseResult:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step in one order; seconds."""
+    """One step in one order; all times in seconds."""
 
     phases: tuple[PhaseResult, ...]
     """One graph, or forward and backward."""
 
     @property
     def seconds(self) -> float:
-        """From its start until everything is finished."""
+        """Seconds from the start until everything is finished."""
         return sum(one.timeline.makespan for one in self.phases)
 
     @property
     def compute(self) -> float:
-        """On the compute stream."""
+        """Seconds of the compute stream."""
         return sum(one.timeline.compute for one in self.phases)
 
     @property
     def communication(self) -> float:
-        """Of all collectives."""
+        """Seconds of all collectives."""
         return sum(one.timeline.communication for one in self.phases)
 
     @property
     def exposed(self) -> float:
-        """While the compute stream is idle because of a collective."""
+        """Seconds in which the compute stream is idle because of a collective."""
         return sum(one.timeline.exposed for one in self.phases)
 
     @property
     def hidden(self) -> float:
-        """Fraction of the communication that overlaps compute; 0 where there is none."""
+        """The fraction of the communication that overlaps compute; 0 without communication."""
         return 1 - self.exposed / self.communication if self.communication else 0.0
 
     @property
@@ -92,11 +92,11 @@ class StepResult:
         return max(one.timeline.peak_bytes for one in self.phases)
 
     def hidden_in(self, phase: str) -> float:
-        """The same as `hidden`, for one phase."""
+        """Return `hidden` of one phase."""
         return StepResult(tuple(one for one in self.phases if one.phase == phase)).hidden
 
     def to_json(self) -> dict[str, Any]:
-        """All but the tasks."""
+        """Return all but the tasks."""
         names = ("seconds", "compute", "communication", "exposed", "hidden", "peak_bytes")
         phases = {one.phase: one.to_json() for one in self.phases}
         return {**{name: getattr(self, name) for name in names}, "phases": phases}
@@ -104,37 +104,36 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What FarSkip brings in a scenario."""
+    """The prediction of a scenario in several orders."""
 
     scenario: Scenario
-    """What was asked."""
+    """The question."""
     written: StepResult
-    """As the model is written, each wait where it stands."""
+    """The model as written, each wait at its place."""
     scheduled: StepResult
-    """The same function, in our order."""
+    """The model as written, in our order."""
     published: StepResult
-    """Under FarSkip, with AMD's placement of launches and waits."""
+    """FarSkip, with AMD's placement of launches and waits."""
     farskip: StepResult
-    """Under FarSkip, in our order."""
+    """FarSkip, in our order."""
     imbalance: float
     """Rows of the fullest rank over the mean."""
     parameters: int
-    """How many a rank holds."""
+    """The number of parameters on one rank."""
     nodes: int
-    """Of the graph that was captured."""
+    """Nodes of the captured graph."""
     rewired: str
-    """What the passes report about it."""
+    """The summary of the passes."""
     also: Mapping[str, StepResult] = field(default_factory=dict)
-    """What else was asked for, in our order: with exchanges in pieces, in two micro-batches, and under other
-    connectivities."""
+    """The other steps on request, in our order: in pieces, in two micro-batches, other connectivities."""
     slower: float = 1.0
-    """How many times as long compute takes as the profile says, by `Scenario.measured` or `Scenario.slower`."""
+    """The factor by which compute takes longer than the profile says."""
     took: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Seconds of this prediction: `model`, `graphs` (of which rewiring: `passes`), `orders`."""
+    """Seconds that the prediction took: `model`, `graphs` (of these `passes` for rewiring), `orders`."""
 
     @property
     def orders(self) -> dict[str, StepResult]:
-        """All, by name."""
+        """All steps, by name."""
         return {**{name: getattr(self, name) for name in ORDERS}, **self.also}
 
     @property
@@ -144,12 +143,12 @@ class Prediction:
 
     @property
     def published_speedup(self) -> float:
-        """The same, by AMD's placement."""
+        """Time as written over time under FarSkip, in AMD's order."""
         return self.written.seconds / self.published.seconds
 
     @property
     def scheduled_speedup(self) -> float:
-        """The same, of overlapping without FarSkip."""
+        """Time as written over time of overlapping without FarSkip."""
         return self.written.seconds / self.scheduled.seconds
 
 
@@ -188,22 +187,22 @@ class ExposedRow:
 
     phase: str
     operator: str
-    """As the functional operator is called."""
+    """The name of the functional operator."""
     terms: tuple[str, ...]
     """Kinds of the terms that it computes: a attention, s shared experts, r routed experts, m dense feed-forward."""
     count: int
     seconds: float
-    """On the wire, in total."""
+    """Total seconds on the wire."""
     exposed: float
     reason: str
-    """For most of what is exposed; empty if next to nothing is."""
+    """The reason for most of the exposed time; empty if next to nothing is exposed."""
     example: str
-    """The one with most exposed, by the terms that it computes."""
+    """The collective with most exposed time, by the terms that it computes."""
 
 
 def exposed_rows(result: PhaseResult) -> tuple[ExposedRow, ...]:
-    """The kinds of collectives of `result`, most exposed first."""
-    issued = _issued(result)
+    """Return the kinds of collectives of `result`, most exposed first."""
+    issued = _issue_times(result)
     groups: dict[tuple[str, tuple[str, ...]], list[ScheduledFlight]] = defaultdict(list)
     for flight in result.flights:
         kinds = tuple(dict.fromkeys(term[0] for term in flight.terms))
@@ -222,8 +221,8 @@ def exposed_rows(result: PhaseResult) -> tuple[ExposedRow, ...]:
     return tuple(sorted(rows, key=lambda row: -row.exposed))
 
 
-def _issued(result: PhaseResult) -> dict[str, float]:
-    """When each launch is issued: when the compute stream gets to it, by its name."""
+def _issue_times(result: PhaseResult) -> dict[str, float]:
+    """Return the time at which the compute stream gets to each launch, by the launch's name."""
     found, now = {}, 0.0
     for index in result.order:
         task = result.program.tasks[index]

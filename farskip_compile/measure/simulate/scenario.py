@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be predicted: a model, a cluster, and the work of one step.
+"""The question of a prediction: a model, a cluster, and the work of one step.
 
-Contract: data, checked at construction: what is impossible is refused here, before anything is built or downloaded.
-A `config.json` is read strictly and within bounds before transformers gets it; code that comes with it is never run.
+Contract: data, checked at construction: impossible scenarios are refused before anything is built or downloaded. A
+`config.json` is read strictly and within bounds before transformers gets it; code that comes with it is never run.
 Units: tokens, sequences, ranks.
 
 Models with a name are in `architectures.json`: published dimensions, for the code of transformers. The passes never see
-these names: they find everything by dataflow, here as everywhere. `cuts` names the matrices of the attention for the
-models whose plan for tensor parallelism in transformers leaves the attention whole.
+these names: they detect by dataflow, here as everywhere. `cuts` names the matrices of the attention for models whose
+plan for tensor parallelism in transformers does not cut the attention.
 
-Ranks. `ranks` = data-parallel groups x `tp`. The ranks of a group share their sequences and cut the attention's heads
+Ranks: `ranks` = data-parallel groups x `tp`. The ranks of a group share their sequences and cut the attention's heads
 among themselves (`tp=1`: data-parallel attention). The experts are cut among `ep` ranks.
 """
 
@@ -31,30 +31,30 @@ from farskip_compile.text_utils import did_you_mean
 MOST_LAYERS, MOST_EXPERTS, MOST_RANKS = 1000, 65_536, 65_536
 MOST_PIECES = 64
 MOST_NUMBER = 1e32
-"""In a configuration: transformers writes 1e30 for "no limit"."""
+"""Largest number in a configuration: transformers writes 1e30 for "no limit"."""
 MOST_LOAD = 1e18
-"""Tokens that chose an expert."""
+"""Most tokens that chose one expert."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model: what to request from transformers."""
+    """One model, as a request to transformers."""
 
     name: str
-    """By which it is asked for."""
+    """The name that users give."""
     model_type: str
-    """As transformers calls it."""
+    """The name in transformers."""
     fields: Mapping[str, Any]
-    """Fields of its configuration that are not the defaults."""
+    """Fields of the configuration that differ from the defaults."""
     source: str
-    """Where the dimensions are published."""
+    """The publication of the dimensions."""
     cuts: Mapping[str, str] = field(default_factory=dict)
-    """For tensor parallelism, in addition to the plan of transformers."""
+    """Styles of tensor parallelism by module, in addition to the plan of transformers."""
     folder: Path | None = None
-    """A folder with a `config.json`, in place of all the above."""
+    """A folder with a `config.json`, instead of all the above."""
 
     def config(self, layers: int | None = None) -> Any:
-        """The configuration of transformers; `layers`: only this many, from the first.
+        """Return the configuration of transformers, with the first `layers` layers or with all.
 
         Raises:
             ConfigError: transformers has no such model, or the model has fewer layers.
@@ -88,10 +88,10 @@ class Architecture:
 
 
 def check_configuration(path: Path) -> None:
-    """Read a `config.json`, whose content is for transformers to judge.
+    """Check the bounds of a `config.json`, whose meaning is left to transformers.
 
     Raises:
-        ConfigError: it is not a JSON object of modest size, or has a number that no model has.
+        ConfigError: the file is not a JSON object of modest size, or has a number that no model has.
     """
     way_out = "the config.json of a model of transformers"
     pending: list[tuple[str, Any]] = [("the whole", read_json(path, "configuration", way_out=way_out))]
@@ -113,7 +113,7 @@ KNOWN = tuple(JsonReader("architectures.json").decode(Architecture, entry) for e
 
 
 def architecture(name: str) -> Architecture:
-    """The model called `name`, or that of a folder with a `config.json` of transformers.
+    """Return the model called `name`, or that of a folder with a `config.json` of transformers.
 
     Raises:
         ConfigError: there is neither.
@@ -143,9 +143,9 @@ class Scenario:
     device: str | HardwareProfile
     """Hardware profile: the name of a shipped one, the path of a JSON file, or a loaded one."""
     ep: int = 8
-    """Ranks among which the experts are cut."""
+    """Ranks that share the experts."""
     tp: int = 1
-    """Ranks among which the attention, the shared experts and the dense feed-forwards are cut."""
+    """Ranks that share the attention, the shared experts and the dense feed-forwards."""
     phase: Phase | str = Phase.PREFILL
     """`prefill`, `decode` or `train`."""
     prompt: int = 2048
@@ -153,34 +153,38 @@ class Scenario:
     batch: int = 8
     """Sequences of all ranks together, of one micro-batch."""
     exchange: ExpertExchange | None = None
-    """How tokens get to their experts. `all-reduce`: all ranks hold all tokens, run their own experts, and sum.
-    `all-to-all`: dispatch and combine. `all-gather`, of data-parallel attention in engines without an all-to-all: the
-    tokens of all ranks are gathered, results reduced and scattered. None: the first where `tp == ep` and nothing is
-    trained, as serving engines do, else the second."""
+    """The way of tokens to their experts; None: `all-reduce` where `tp == ep` and nothing is trained.
+
+    `all-reduce`: all ranks hold all tokens, run their own experts, and sum; serving engines do this.
+    `all-to-all`: dispatch and combine; the default otherwise. `all-gather`, of engines with data-parallel attention and
+    without an all-to-all: the tokens of all ranks are gathered, results reduced and scattered.
+    """
     pieces: int = 1
-    """Beside the exchanges in one piece, predict them in so many, each of them some of a rank's experts; of an
-    `all-to-all`."""
+    """Pieces of each `all-to-all`, each for some of a rank's experts, predicted in addition to one piece."""
     micro_batches: int = 1
-    """2: beside the batch as a whole, predict it in two parts through the whole stack, one part's exchanges beside the
-    other's compute."""
+    """2: predict also the batch in two halves, the exchanges of one beside the compute of the other."""
     also: tuple[ConnectivityName, ...] = ()
-    """Connectivities to predict beside `full`: `lag2`, `ladder`, `attention`, `mlp`."""
+    """Connectivities to predict in addition to `full`: `lag2`, `ladder`, `attention`, `mlp`."""
     products: ProductDtype = "bfloat16"
-    """What matrix products compute in. `float8`: as engines serve 8-bit checkpoints; the router in bfloat16."""
+    """The type of matrix products. `float8`: as engines serve 8-bit checkpoints, with the router in bfloat16."""
     skew: float = 0.0
-    """Exponent of Zipf's law by which experts are chosen; 0: equally often."""
+    """The exponent of Zipf's law for the choice of experts; 0: equally often."""
     loads: tuple[float, ...] | None = None
-    """In place of `skew`: how often each expert was chosen, as recorded."""
+    """Recorded counts of tokens that chose each expert; instead of `skew`."""
     layers: int | None = None
-    """Only this many layers, from the first."""
+    """The number of layers to predict, from the first; None: all."""
     interference: float | None = None
-    """Fraction by which compute takes longer while a collective is in flight; None: what the profile says."""
+    """The fraction by which compute takes longer during a collective; None: that of the profile."""
     measured: float | None = None
-    """Seconds of the step as written, if somebody has measured it: compute is then scaled so that the prediction meets
-    it. A profile knows what kernels attain, not what an engine makes of them."""
+    """Measured seconds of the step as written; compute is scaled so that the prediction meets them.
+
+    A profile has the rates of kernels, and not the overhead of an engine.
+    """
     slower: float | None = None
-    """How many times as long compute takes as the profile says: `Prediction.slower` of a step that was measured, to
-    predict others of the same engine."""
+    """The factor by which compute takes longer than the profile says.
+
+    `Prediction.slower` of a measured step is the factor for other steps of the same engine.
+    """
 
     def __post_init__(self) -> None:
         if isinstance(self.model, str):
@@ -194,43 +198,43 @@ class Scenario:
 
     @property
     def ranks(self) -> int:
-        """How many the cluster has."""
+        """The ranks of the cluster."""
         return max(self.ep, self.tp)
 
     @property
     def groups(self) -> int:
-        """Data-parallel groups."""
+        """The number of data-parallel groups."""
         return self.ranks // self.tp
 
     @property
     def profile(self) -> HardwareProfile:
-        """The hardware."""
+        """The hardware profile."""
         assert isinstance(self.device, HardwareProfile)
         return self.device
 
     @property
     def architecture(self) -> Architecture:
-        """The model."""
+        """The model, resolved."""
         assert isinstance(self.model, Architecture)
         return self.model
 
     @property
     def exchanges(self) -> ExpertExchange:
-        """How tokens get to their experts, with the default resolved."""
+        """The way of tokens to their experts, with the default resolved."""
         return self.exchange or ("all-reduce" if self.tp == self.ep and self.phase != Phase.TRAIN else "all-to-all")
 
     @property
     def trains(self) -> bool:
-        """Whether there is a backward."""
+        """True if the step has a backward."""
         return self.phase == Phase.TRAIN
 
     @property
     def tokens(self) -> int:
-        """How many one data-parallel group has in one step."""
+        """Tokens of one data-parallel group in one step."""
         return self.batch // self.groups * (1 if self.phase == Phase.DECODE else self.prompt)
 
     def _checks(self) -> Iterator[tuple[bool, str, str]]:
-        """(whether this is impossible, why, a way out), in order: each holds only if none before it applies."""
+        """Yield (True if impossible, the reason, a hint); each check assumes that those before it passed."""
         for name in ("ep", "tp", "prompt", "batch", "layers", "pieces", "micro_batches"):
             value = getattr(self, name)
             wrong = value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1)
@@ -257,7 +261,7 @@ class Scenario:
         yield from self._layout_checks()
 
     def _layout_checks(self) -> Iterator[tuple[bool, str, str]]:
-        """The same for how the work is distributed; the numbers are in their ranges."""
+        """Yield the checks of how the work is distributed; the numbers are in their ranges."""
         choices = (
             ("phase", tuple(Phase)),
             ("products", get_args(ProductDtype)),

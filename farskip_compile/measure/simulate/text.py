@@ -16,7 +16,7 @@ from farskip_compile.measure.simulate.results import Prediction, exposed_rows
 from farskip_compile.text_utils import printable
 
 WORTH = 1.02
-"""Speed-up below which a conversion is called not worth it."""
+"""The speed-up below which a conversion is called not worth it."""
 NAMES = {
     "written": "as written",
     "scheduled": "overlapped",
@@ -29,13 +29,13 @@ TERMS = {"a": "attention", "m": "dense", "s": "shared", "r": "routed"}
 
 
 def prediction_text(found: Prediction) -> RenderableType:
-    """All that a user needs for a decision."""
+    """Return a prediction as a renderable: the orders, the exposed collectives and a verdict."""
     head = Text(printable(heading(found), lines=True), style="bold")
     return Group(head, Text(), steps(found), Text(), exposed(found), Text(), Text(verdict(found)))
 
 
 def heading(found: Prediction) -> str:
-    """Three lines: the work, the cluster, the model of a rank."""
+    """Return three lines: the work, the cluster, the model of a rank."""
     s = found.scenario
     where = f"{s.ranks} x {s.profile.name}, ep {s.ep}, tp {s.tp}, {s.exchanges}, {s.products}"
     work = f"{s.batch} sequences of {s.prompt} tokens" + (" in the cache" if s.phase is Phase.DECODE else "")
@@ -49,7 +49,7 @@ def heading(found: Prediction) -> str:
 
 
 def steps(found: Prediction) -> Table:
-    """A line for each order."""
+    """Return a table with one line for each order."""
     first = STEPS[Phase(found.scenario.phase)]
     table = _table(first, "seconds", "speed-up", "communication", "exposed", "hidden", "peak")
     for key, step in found.orders.items():
@@ -73,7 +73,7 @@ def _table(first: str, *numbers: str) -> Table:
 
 
 def exposed(found: Prediction) -> Table:
-    """What is still exposed under FarSkip in our order, and why."""
+    """Return a table of the collectives that are still exposed under FarSkip in our order, with reasons."""
     table = _table(NAMES["farskip"], "number", "on the wire", "exposed")
     table.add_column("why", overflow="fold")
     for phase in found.farskip.phases:
@@ -90,7 +90,7 @@ def exposed(found: Prediction) -> Table:
 
 
 def verdict(found: Prediction) -> str:
-    """One sentence."""
+    """Return a sentence that says whether a conversion is worth it."""
     part = found.written.communication / found.written.seconds
     if found.speedup < WORTH:
         return (
@@ -110,7 +110,7 @@ def verdict(found: Prediction) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`1.23 s`, `45.6 ms`, `789 us`."""
+    """Return `1.23 s`, `45.6 ms` or `789 us`."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{1e3 * seconds:.1f} ms" if seconds >= 1e-3 else f"{1e6 * max(seconds, 0):.0f} us"

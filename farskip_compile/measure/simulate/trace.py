@@ -23,16 +23,14 @@ SHORTEST = 1e-9
 
 
 def write_trace(found: Prediction, path: Path) -> None:
-    """Write all orders of a prediction to `path`, compressed if it ends in `.gz`.
+    """Write all orders of a prediction to `path`, compressed if the name ends in `.gz`.
 
     Raises:
-        ConfigError: it can't be written.
+        ConfigError: the file can't be written.
     """
-    events = [
-        event
-        for place, (key, step) in enumerate(found.orders.items())
-        for event in _events(place, NAMES.get(key, key), step)
-    ]
+    events: list[dict[str, Any]] = []
+    for place, (key, step) in enumerate(found.orders.items()):
+        events += _events(place, NAMES.get(key, key), step)
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode()
     try:
         path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)

@@ -132,7 +132,7 @@ def shown_layers(table: Table, *, everything: bool = False) -> Shown:
 
 def short_place(place: str) -> str:
     """`file:line`, relative to the working directory, to site-packages or to where this package lies."""
-    roots = [re.escape(f"{root}/") for root in (Path.cwd(), Path(__file__).resolve().parent.parent)]
+    roots = [re.escape(f"{root}/") for root in (Path.cwd(), Path(__file__).resolve().parents[2])]
     for root in (*roots, r"\S*/site-packages/"):
         place = re.sub(rf"(^|(?<=at )){root}", "", place)
     return place

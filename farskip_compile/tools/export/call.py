@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of a model as a rewired graph, with what each input of the graph is, and where each output of it goes.
+"""One call of a model as a rewired graph, with the origin of each input of the graph and of each result of the call.
 
-In:    a model, and one call of it; which sizes are to vary.
-Out:   a `ExportedCall`: Dynamo's graph after the passes of the backend, verified as there; its inputs as parameters,
-       leaves of the call's arguments, sizes of these and constants; what the call returns in terms of the graph's
+In:    a model, and one call of it; the sizes that are to vary.
+Out:   an `ExportedCall`: Dynamo's graph after the passes of the backend, verified as there; its inputs as parameters,
+       leaves of the call's arguments, sizes of these and constants; the results of the call in terms of the graph's
        outputs; and the conditions on sizes under which the graph was made.
-Never: runs the model; takes a graph for a call that does more than compute what it returns and write to buffers;
-       guesses by names: parameters, arguments and outputs are told by identity.
+Never: runs the model; accepts a call that does more than compute its results and write to buffers; guesses by names:
+       parameters, arguments and outputs are known by identity.
 
 Algorithm:
-1. Give the call tensors of its own, each another object, so that an argument is told by identity; mark what varies.
-2. Capture the call (`capture`): the graph is rewired and verified. Let Dynamo's code around the graph run, with
-   something in place of the graph that keeps what it is called with and returns marks.
-   Objects that this code changes for good are put back, and the call is refused.
-3. Inputs: what it was called with. Outputs: where the marks turn up in what the call returned.
+1. Give the call tensors of its own, each another object, so that an argument is known by identity; mark the sizes that
+   vary.
+2. Capture the call (`capture`): the graph is rewired and verified. Let Dynamo's code around the graph run, with a
+   recorder in place of the graph that keeps its arguments and returns marks. Objects that this code changes for good
+   are put back, and the call is refused.
+3. Inputs: the recorder's arguments. Outputs: the places of the marks in the results of the call.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from farskip_compile.errors import ConfigError, FarSkipError, PartialModelError,
 from farskip_compile.records.compile import CompileReport
 from farskip_compile.tools.capture import Capture, capture
 from farskip_compile.tools.explain import not_captured
-from farskip_compile.tools.export.contents import Contents
+from farskip_compile.tools.export.object_state import ObjectState
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class LeafSize:
-    """A size of such a leaf."""
+    """A size of a leaf of the call's arguments."""
 
     number: int
     dimension: int
@@ -81,19 +82,19 @@ class ExportedCall:
     """A call of a model, rewired."""
 
     args: tuple[Any, ...]
-    """As given, with tensors of their own: `torch.export`, too, takes one tensor given twice for one input."""
+    """The arguments, each tensor an object of its own: `torch.export` takes one tensor given twice for one input."""
     kwargs: dict[str, Any]
     graph: fx.GraphModule
     inputs: tuple[InputSource, ...]
-    """What each placeholder of the graph gets."""
+    """The source of each placeholder of the graph."""
     results: tuple[Result, ...]
-    """The leaves of what the call returns."""
+    """The leaves of the value that the call returns."""
     shape: Structure
-    """Their structure."""
+    """The structure of that value."""
     conditions: Conditions
-    """On the sizes of leaves."""
+    """Conditions on the sizes of leaves."""
     conditioned: tuple[int, ...]
-    """Which leaves, by number."""
+    """The numbers of the leaves with conditions."""
     report: CompileReport
 
 
@@ -105,20 +106,20 @@ def captured_call(
     config: FarSkipConfig | None,
     dynamic_shapes: Any,
 ) -> ExportedCall:
-    """The call `called(*args, **kwargs)` of `model`, or of what is compiled or wrapped around it.
+    """Capture the call `called(*args, **kwargs)` of `model`, where `called` may be compiled or wrapped around it.
 
     Raises:
-        FarSkipError: it can't be rewired as asked, or does what a program can't.
-        ConfigError: a size is to vary that is 0 or 1 in the example, or that of a number.
+        FarSkipError: the call can't be rewired as requested, or does what a program can't.
+        ConfigError: a size that is to vary is 0 or 1 in the example, or belongs to a number.
     """
     leaves, spec = leaves_of((args, dict(kwargs)))
-    leaves = [_alias(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]  # 1
+    leaves = [_own_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]  # 1
     own_args, own_kwargs = put_together(leaves, spec)
     if dynamic_shapes is not None:
-        each_open_size(_vary, model, own_args, own_kwargs, dynamic_shapes)
-    seen = _Seen()
+        each_open_size(_mark_varying, model, own_args, own_kwargs, dynamic_shapes)
+    recorder = _Recorder()
     try:
-        found = capture(called, own_args, own_kwargs, config, then=seen.graph, instead=seen.run)  # 2
+        found = capture(called, own_args, own_kwargs, config, then=recorder.take_graph, instead=recorder.run)  # 2
     except (FarSkipError, BackendCompilerFailed):
         raise
     except CAPTURE_ERRORS as error:
@@ -126,65 +127,65 @@ def captured_call(
         reason = why.reason + (f" ({why.where})" if why.where else "")
         raise PartialModelError(reason, way_out=why.way_out) from error
     finally:
-        changed = seen.restored()
+        changed = recorder.restore()
     if changed:
         raise UnsupportedPatternError(
             f"the call changes objects of Python, which a program can't: {', '.join(changed[:5])}",
-            way_out="let it return what it changes, or keep tensors in registered buffers and write into these",
+            way_out="return the changed values, or keep tensors in registered buffers and write into these",
         )
-    known = _Known(model, leaves, seen)  # 3
-    inputs = tuple(map(known.source, seen.placeholders, seen.arguments))
-    pairs = zip(inputs, seen.placeholders, strict=True)
+    values = _CallValues(model, leaves, recorder)  # 3
+    inputs = tuple(map(values.source, recorder.placeholders, recorder.arguments))
+    pairs = zip(inputs, recorder.placeholders, strict=True)
     conditioned = {source.number: node for source, node in pairs if isinstance(source, Leaf)}
     returned, shape = leaves_of(found.returned)
-    results = tuple(map(known.result, returned))
+    results = tuple(map(values.result, returned))
     conditions = Conditions(list(conditioned.values()))
     return ExportedCall(
         own_args, own_kwargs, found.module, inputs, results, shape, conditions, tuple(conditioned), found.report
     )
 
 
-def _alias(tensor: torch.Tensor) -> torch.Tensor:
-    """The same data in an object of its own."""
+def _own_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same data in an object of its own."""
     return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
-def _vary(value: Any, dimension: int) -> None:
-    """Mark a size that is to vary.
+def _mark_varying(value: Any, dimension: int) -> None:
+    """Mark a size as one that varies.
 
     Raises:
-        ConfigError: the example doesn't show how it varies.
+        ConfigError: the example doesn't show how the size varies.
     """
     if dimension < 0:
         raise ConfigError(
             f"dynamic_shapes lets {value!r} vary, which is not the size of a tensor",
-            way_out="give it as a tensor, or export a program for each value",
+            way_out="pass a tensor, or export a program for each value",
         )
     if value.shape[dimension] < 2:
         raise ConfigError(
             f"dynamic_shapes lets a size vary that is {value.shape[dimension]} in the example (dimension {dimension} "
-            f"of {tuple(value.shape)}): of 0 and 1, a graph shows only what holds for them",
-            way_out="an example with at least 2 in each dimension that varies",
+            f"of {tuple(value.shape)}): a graph of a size 0 or 1 holds for that size alone",
+            way_out="pass an example with at least 2 in each dimension that varies",
         )
     let_vary(value, dimension)
 
 
 class _Mark(int):
-    """Stands for a number among the outputs of a graph."""
+    """The mark of a number among the outputs of a graph."""
 
 
-class _Seen:
-    """What ran in place of the graph has seen."""
+class _Recorder:
+    """A callable in place of the graph that records its arguments and returns marks."""
 
     def __init__(self) -> None:
         self.placeholders: list[fx.Node] = []
         self.arguments: tuple[Any, ...] = ()
         self.marks: list[Any] = []
-        """One for each output of the graph."""
-        self._before: list[Contents] = []
+        """A mark for each output of the graph."""
+        self._states: list[ObjectState] = []
 
-    def graph(self, found: Capture, _: Sequence[Any]) -> None:
-        """Take down the inputs and outputs of the graph."""
+    def take_graph(self, found: Capture, _: Sequence[Any]) -> None:
+        """Record the inputs and outputs of the graph, and the state of objects that the call may change."""
         graph = found.module.graph
         self.placeholders = list(graph.find_nodes(op="placeholder"))
         (outputs,) = graph.output_node().args
@@ -192,70 +193,70 @@ class _Seen:
         for one in outputs:
             value = one.meta.get("example_value") if isinstance(one, fx.Node) else None
             self.marks.append(_Mark() if isinstance(value, torch.SymInt) else torch.empty(0))
-        self._before = [Contents(name, value) for name, value in objects_changed()]
+        self._states = [ObjectState(name, value) for name, value in objects_changed()]
 
     def run(self, *arguments: Any) -> list[Any]:
-        """What runs."""
+        """Record the arguments, and return the marks."""
         self.arguments = arguments
         return list(self.marks)
 
-    def restored(self) -> list[str]:
-        """Put back what Dynamo's code changed; returns what it was."""
-        return [one.name for one in self._before if one.restore()]
+    def restore(self) -> list[str]:
+        """Put back the objects that Dynamo's code changed, and return their names."""
+        return [state.name for state in self._states if state.restore()]
 
 
-class _Known:
-    """What values of the call are, by identity."""
+class _CallValues:
+    """The values of the call that are known by identity."""
 
-    def __init__(self, model: nn.Module, leaves: Sequence[Any], seen: _Seen) -> None:
-        self._of: dict[int, Any] = {}
-        for number, mark in enumerate(seen.marks):
-            self._of[id(mark)] = Output(number)
+    def __init__(self, model: nn.Module, leaves: Sequence[Any], recorder: _Recorder) -> None:
+        self._by_identity: dict[int, Any] = {}
+        for number, mark in enumerate(recorder.marks):
+            self._by_identity[id(mark)] = Output(number)
         for name, value in (*model.named_buffers(), *model.named_parameters()):
-            self._of[id(value)] = ModelTensor(name)
+            self._by_identity[id(value)] = ModelTensor(name)
         for number, leaf in enumerate(leaves):
             if isinstance(leaf, torch.Tensor):
-                self._of[id(leaf)] = Leaf(number)
+                self._by_identity[id(leaf)] = Leaf(number)
         self._sizes: dict[Any, LeafSize] = {}
-        """Of leaves, by their symbol."""
-        for node, argument in zip(seen.placeholders, seen.arguments, strict=True):
-            leaf = self._of.get(id(argument))
+        """The sizes of leaves, by their symbols."""
+        for node, argument in zip(recorder.placeholders, recorder.arguments, strict=True):
+            leaf = self._by_identity.get(id(argument))
             if isinstance(leaf, Leaf):
                 for dimension, size in enumerate(node.meta["example_value"].shape):
                     if (symbol := symbol_of(size)) is not None:
                         self._sizes.setdefault(symbol, LeafSize(leaf.number, dimension))
 
     def source(self, placeholder: fx.Node, value: Any) -> InputSource:
-        """What a placeholder gets.
+        """Return the source of a placeholder.
 
         Raises:
             UnsupportedPatternError: neither a tensor, nor the size of an argument that the graph takes.
         """
-        if (found := self._of.get(id(value))) is not None:
+        if (found := self._by_identity.get(id(value))) is not None:
             return found
         if isinstance(value, torch.Tensor):
             return Constant(value)
-        if (of := self._sizes.get(symbol_of(placeholder.meta.get("example_value")))) is not None:
-            return of
+        if (size := self._sizes.get(symbol_of(placeholder.meta.get("example_value")))) is not None:
+            return size
         raise UnsupportedPatternError(
             f"the rewired graph takes {value!r}, which is neither a tensor nor the size of one that it takes",
-            way_out="leave sizes of an argument that is used for nothing else out of dynamic_shapes",
+            way_out="leave sizes of an argument that the model uses for nothing else out of dynamic_shapes",
             where=Where(node=placeholder.name),
         )
 
     def result(self, value: Any) -> Result:
-        """What a leaf of what the call returns is; a number that may change is an output of the graph.
+        """Return the origin of a leaf of the call's return value. A number that may change is an output of the graph.
 
         Raises:
-            UnsupportedPatternError: an object that has no place in a program.
+            UnsupportedPatternError: the leaf is an object that has no place in a program.
         """
-        if (found := self._of.get(id(value))) is not None:
+        if (found := self._by_identity.get(id(value))) is not None:
             return found
         if value is None or isinstance(value, bool | int | float | str):
             return Constant(value)
-        what = type(value).__name__
+        kind = "a tensor that no graph computes" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
         raise UnsupportedPatternError(
-            f"the call returns {'a tensor that no graph computes' if isinstance(value, torch.Tensor) else 'a ' + what}",
+            f"the call returns {kind}",
             way_out="return tensors, in tuples, lists, dictionaries or classes that torch.export.register_dataclass "
-            "knows; of models of transformers, give use_cache=False",
+            "knows; for models of transformers, pass use_cache=False",
         )

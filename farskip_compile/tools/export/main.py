@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`export`: the program of a rewired model.
+"""The function `export`, which makes a program of a rewired model.
 
 In:    a model (as it is, compiled by this backend, or wrapped), and the inputs of one call.
 Out:   `torch.export`'s program of that call, rewired, with the model's names of parameters and with the manifest.
-Never: a program in the original wiring, or in parts of a model: what the backend refuses is refused here.
+Never: a program in the original wiring, or of parts of a model: models that the backend refuses are refused here.
 
 Algorithm:
 1. Capture the call, rewire its graph and verify that, as the backend does (`call`).
@@ -44,11 +44,11 @@ def export(
     dynamic_shapes: Any = None,
     **kwargs: Any,
 ) -> torch.export.ExportedProgram:
-    """The call `model(*args, **kwargs)`, rewired, as a program of `torch.export`.
+    """Return the call `model(*args, **kwargs)`, rewired, as a program of `torch.export`.
 
     The program computes what the model does when it is compiled by this backend, and runs, is saved and is loaded
-    without this package; it holds the manifest (`farskip_compile.tools.export.manifest_of`). It is not scheduled: no
-    collective of it is launched earlier than it stands in the model.
+    without this package; it holds the manifest (`farskip_compile.tools.export.manifest_of`). The program is not
+    scheduled: its collectives are launched in the order of the model.
 
     Args:
         model: the module, as it is, wrapped by `torch.compile`, or compiled in place; it is captured, not run.
@@ -57,12 +57,12 @@ def export(
         layers: as in `FarSkipConfig`.
         manifest: as in `FarSkipConfig`.
         kinds: as in `FarSkipConfig`.
-        dynamic_shapes: as in `torch.export.export`: which sizes of the inputs vary. None: none does.
+        dynamic_shapes: the sizes of the inputs that vary, as in `torch.export.export`. None: no size varies.
         **kwargs: example inputs by name.
 
     Raises:
-        FarSkipError: the model can't be rewired as asked; `PartialModelError`: it is not one graph;
-            `UnsupportedPatternError`: the call does what a program can't, as changing objects of Python.
+        FarSkipError: the model can't be rewired as requested; `PartialModelError`: it is not one graph;
+            `UnsupportedPatternError`: the call does what a program can't, such as changing objects of Python.
         OriginalWiringError: nothing is left out: `torch.export.export` exports a model as it is written.
         ConfigError: wrong options, or a size that is to vary is 0 or 1 in the example.
         torch._dynamo.exc.UserError: a size can't vary as `dynamic_shapes` says; PyTorch's message says how it can.
@@ -84,7 +84,7 @@ def export(
 
 
 def _config(model: nn.Module, **options: Any) -> FarSkipConfig | None:
-    """What to rewire for; None: as the model is compiled."""
+    """Return the configuration to rewire for; None: as the model is compiled."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{model!r} is not a module", way_out="export(model, *args)")
     if is_compiled_inside(model) and not any(options.values()):

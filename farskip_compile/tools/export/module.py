@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rewired graph of a call as a module for `torch.export`.
 
-In:    a model, and a `ExportedCall` of it.
+In:    a model, and an `ExportedCall` of it.
 Out:   a module with the parameters, buffers and names of the model, the same objects, whose forward has the signature
        of the model's, and runs the rewired graph.
-Never: holds code of the model: what runs is the graph, and hooks are a part of it.
+Never: holds code of the model: the graph alone runs, and hooks are a part of it.
 
 Algorithm of its forward:
-1. Check what the graph takes for granted of sizes, so that `torch.export` holds it against what is to vary.
-2. Give each input of the graph what it stands for; run the graph.
-3. Build what the model returns of its outputs.
+1. Check the conditions of the graph on sizes, so that `torch.export` compares them with the sizes that vary.
+2. Give each input of the graph its value; run the graph.
+3. Build the return value of the model from the outputs.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from farskip_compile.tools.export.call import Constant, ExportedCall, Leaf, Leaf
 
 
 def as_module(model: nn.Module, call: ExportedCall) -> nn.Module:
-    """The module that computes `call` for any arguments of its structure."""
-    module = _with_states_of(model)
+    """Return the module that computes `call` for any arguments of its structure."""
+    module = _with_state_of(model)
     kind = type(f"FarSkip{type(model).__name__}", (nn.Module,), {"forward": _forward(model, call)})
     module.__class__ = kind
     return module.train(model.training)
 
 
-def _with_states_of(model: nn.Module) -> nn.Module:
-    """An empty module with the submodules, parameters and buffers of `model`."""
+def _with_state_of(model: nn.Module) -> nn.Module:
+    """Return an empty module with the submodules, parameters and buffers of `model`."""
     found = nn.Module()
     for name, child in model.named_children():
-        found.add_module(name, _with_states_of(child))
+        found.add_module(name, _with_state_of(child))
     for name, parameter in model.named_parameters(recurse=False, remove_duplicate=False):
         found.register_parameter(name, parameter)
-    left_out = not_persistent(model)
+    not_saved = not_persistent(model)
     for name, buffer in model.named_buffers(recurse=False, remove_duplicate=False):
-        found.register_buffer(name, buffer, persistent=name not in left_out)
+        found.register_buffer(name, buffer, persistent=name not in not_saved)
     return found
 
 
 def _forward(model: nn.Module, call: ExportedCall) -> Callable[..., Any]:
-    def value(module: nn.Module, leaves: list[Any], outputs: list[Any], of: Any) -> Any:
-        match of:
+    def value(module: nn.Module, leaves: list[Any], outputs: list[Any], origin: Any) -> Any:
+        match origin:
             case ModelTensor(name):
                 owner, _, attribute = name.rpartition(".")
                 return getattr(module.get_submodule(owner), attribute)
@@ -66,12 +66,13 @@ def _forward(model: nn.Module, call: ExportedCall) -> Callable[..., Any]:
         leaves, _ = leaves_of((args, kwargs))
         if not call.conditions.hold([leaves[number] for number in call.conditioned]):  # 1
             raise UnsupportedPatternError(
-                f"the sizes are not such as the program is made for: {call.conditions.text}",
+                f"the program was made for other sizes: {call.conditions.text}",
                 way_out="export a program of a call with these sizes",
             )
         inputs = [value(self, leaves, [], source) for source in call.inputs]  # 2
         outputs = list(call.graph.forward(*inputs))
-        return put_together([value(self, leaves, outputs, one) for one in call.results], call.shape)  # 3
+        results = [value(self, leaves, outputs, result) for result in call.results]  # 3
+        return put_together(results, call.shape)
 
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     signature = inspect.signature(model.forward)

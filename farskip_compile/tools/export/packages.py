@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest in a program, in a file that `torch.export.save` wrote, and in a package of AOTInductor.
 
-Contract: it stands in the metadata of the graph that `torch.export` saves and loads with a program, and in those of a
-package, which one gets by `inductor_configs=metadata_of(program)`. Weights and code are not looked at: a manifest says
-what whoever wrote it has said.
+Contract: the manifest is in the metadata of the graph, which `torch.export` saves and loads with a program, and in the
+metadata of a package that was made with `inductor_configs=metadata_of(program)`. It is not compared with weights or
+code.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from farskip_compile.manifest.files import KEY, read_manifest
 from farskip_compile.manifest.record import Manifest
 
 CUSTOM = "custom"
-"""Key of a graph's metadata that `torch.export.save` saves, as JSON."""
+"""The key of a graph's metadata that `torch.export.save` saves, as JSON."""
 WAY_OUT = "make the program with farskip_compile.export, and the package with inductor_configs=metadata_of(program)"
 
 
 def put_manifest(program: torch.export.ExportedProgram, manifest: Manifest) -> None:
-    """Let `program` say what it is."""
+    """Put the manifest into the metadata of `program`."""
     program.graph_module.meta.setdefault(CUSTOM, {})[KEY] = manifest.to_json()
 
 
 def manifest_of(exported: Any) -> Manifest:
-    """What a program, or a package of AOTInductor, was exported as.
+    """Return the manifest of a program, or of a package of AOTInductor.
 
     Args:
-        exported: an `ExportedProgram`, or what `torch._inductor.aoti_load_package` returned.
+        exported: an `ExportedProgram`, or a package from `torch._inductor.aoti_load_package`.
 
     Raises:
-        ManifestError: it has none, or a damaged one.
+        ManifestError: there is no manifest, or a damaged one.
     """
     if isinstance(exported, torch.export.ExportedProgram):
         found = exported.graph_module.meta.get(CUSTOM, {}).get(KEY)
@@ -52,10 +52,10 @@ def manifest_of(exported: Any) -> Manifest:
 
 
 def metadata_of(program: torch.export.ExportedProgram) -> dict[str, Any]:
-    """Options with which AOTInductor writes the manifest of `program` into its package.
+    """Return options with which AOTInductor writes the manifest of `program` into its package.
 
-    `torch._inductor.aoti_compile_and_package(program, inductor_configs=metadata_of(program))`; with options of your
-    own: `{**metadata_of(program), ...}`.
+    `torch._inductor.aoti_compile_and_package(program, inductor_configs=metadata_of(program))`; with your own
+    options: `{**metadata_of(program), ...}`.
 
     Raises:
         ManifestError: the program has no manifest, or a damaged one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`prepare(model)`: what a model needs before `torch.compile` can capture it as one graph.
+"""The function `prepare(model)`: what a model needs before `torch.compile` can capture it as one graph.
 
 Contract: an unmodified model of `transformers` or any other module comes in; it is changed in place, and a
 `Preparation` goes out: a record of each change, with `undo`. Parameters, buffers, random numbers and mode stay as they
@@ -9,10 +9,10 @@ models, or is not the same function, is left alone and noted. `transformers` is 
 imported.
 
 1. `expert_parallel`: an exchange of tokens between ranks that captures
-2. `loops`:           an experts implementation that captures, where transformers lets one choose; the same for experts
-                      modules with a loop of their own, if both are found to be equal (`probe`)
-3. `rewrite`:         any other loop over experts, without what in it depends on data (`loop_source`), if both are found
-                      to be equal to the last bit (`same_function`)
+2. `kernels`:         an experts implementation that captures, where transformers lets one choose
+3. `replace`:         another forward in place of a loop over experts, if both are the same function (`same_function`):
+                      a kernel of transformers (`kernels`), or the loop's own source without what in it depends on data
+                      (`rewrite`, `loop_source`)
 4. `bookkeeping`:     hooks for router logits and hidden states; `generate` must not compile around this backend
 5. `preserve_state`:  one eager call, if example inputs are given
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PEFT's adapters on experts: their weights are added without registering a parametrization in each call.
+"""Adapters of PEFT on experts, whose weights are added without registering a parametrization in each call.
 
 Contract: a model comes in, changes go out. PEFT adapts a stacked weight (`target_parameters`) by a wrapper, which in
 each forward registers a parametrization on the module inside and takes it away again; Dynamo can't capture that. The
@@ -23,7 +23,7 @@ MARK = "farskip_adapted"
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether PEFT has put it around another module."""
+    """Return whether PEFT has put `module` around another one."""
     if "peft" not in sys.modules:
         return False
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -43,7 +43,7 @@ def keep_parametrizations(model: nn.Module) -> list[Change]:
     if not wrappers:
         return []
     for module in wrappers.values():
-        vars(module)["forward"] = MethodType(_forward_of(type(module)), module)
+        vars(module)["forward"] = MethodType(_capturable_forward(type(module)), module)
 
     def restore() -> None:
         for module in wrappers.values():
@@ -60,7 +60,8 @@ def keep_parametrizations(model: nn.Module) -> list[Change]:
     ]
 
 
-def _forward_of(cls: Any) -> Any:
+def _capturable_forward(cls: Any) -> Any:
+    """Return the forward of a wrapper class of PEFT, which calls the module inside with the adapted weight."""
     plain = cls.forward
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -68,17 +69,17 @@ def _forward_of(cls: Any) -> Any:
         if self.disable_adapters or self.merged or kwargs.get("adapter_names") is not None or not active:
             return plain(self, x, *args, **kwargs)
         kwargs.pop("adapter_names", None)
-        place, inner = self.parameter_name, self.base_layer
+        name, inner = self.parameter_name, self.base_layer
         while isinstance(inner, cls):  # a wrapper for each parameter, one in the other
-            place, inner = f"base_layer.{place}", inner.base_layer
-        return torch.func.functional_call(self.base_layer, {place: _adapted(self, active)}, (x, *args), kwargs)
+            name, inner = f"base_layer.{name}", inner.base_layer
+        return torch.func.functional_call(self.base_layer, {name: _adapted_weight(self, active)}, (x, *args), kwargs)
 
     setattr(forward, MARK, True)
     return forward
 
 
-def _adapted(wrapper: Any, active: list[str]) -> torch.Tensor:
-    """The weight as PEFT computes it: with one adapter for stacked experts in one product, else by adding."""
+def _adapted_weight(wrapper: Any, active: list[str]) -> torch.Tensor:
+    """Return the weight as PEFT computes it: with one adapter for stacked experts in one product, else by adding."""
     weight: torch.Tensor = wrapper.get_param()
     if len(active) == 1 and wrapper.num_experts > 1 and hasattr(wrapper, "get_delta_factors") and weight.itemsize > 1:
         left, right, scaling = wrapper.get_delta_factors(active[0])

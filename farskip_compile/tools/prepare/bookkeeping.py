@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two things that transformers does by itself and that get in the way: hooks that record outputs, and compiling decode.
+"""Two things of transformers that get in the way of capture: hooks that record outputs, and compiling decode steps.
 
 Contract: a model comes in, the changes go out.
 
@@ -44,7 +44,7 @@ def install_recording(model: nn.Module) -> list[Change]:
     flags_before = {m for m in model.modules() if hasattr(m, INSTALLED)}
     recorded: set[str] = set()
 
-    def visit(module: nn.Module) -> None:
+    def install_outermost(module: nn.Module) -> None:
         inside = [m for m in module.modules() if isinstance(m, PreTrainedModel)]
         if isinstance(module, PreTrainedModel):
             if getattr(module, INSTALLED, False):
@@ -56,9 +56,9 @@ def install_recording(model: nn.Module) -> list[Change]:
                     recorded.update(outputs)
                 return
         for child in module.children():
-            visit(child)
+            install_outermost(child)
 
-    visit(model)
+    install_outermost(model)
     if not recorded:
         return []
 

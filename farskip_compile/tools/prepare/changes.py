@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `prepare` did, and the way back.
+"""The record of what `prepare` did, and the way back.
 
 Contract: plain records. A `Change` says what was set, from what to what, and why; a `Preparation` is all of them, in
 the order in which they were made, with notes about what was left as it is. `undo` restores in reverse order, once.
@@ -8,44 +8,20 @@ the order in which they were made, with notes about what was left as it is. `und
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+from torch import nn
 
 WIDTH = 80
 
 
-def named(modules: list[str]) -> str:
-    """The first of them, and how many more."""
+def named(modules: Sequence[str]) -> str:
+    """Return the name of the first module, and how many more there are."""
     first = modules[0] or "the model itself"
     return first if len(modules) == 1 else f"{first} and {len(modules) - 1} more"
-
-
-@dataclass(frozen=True)
-class Left:
-    """Loops over experts that stay, and why."""
-
-    names: tuple[str, ...]
-    """Of the modules."""
-    reason: str
-
-    def without(self, names: Iterable[str]) -> Left:
-        """The same for fewer modules."""
-        return Left(tuple(name for name in self.names if name not in names), self.reason)
-
-    def __str__(self) -> str:
-        return f"loop over experts in {named(list(self.names))}: {self.reason}"
-
-
-def joined(left: Iterable[Left]) -> list[Left]:
-    """One for all modules with the same reasons."""
-    reasons: dict[str, list[str]] = {}
-    for one in left:
-        for name in one.names:
-            reasons.setdefault(name, []).append(one.reason)
-    names: dict[str, list[str]] = {}
-    for name, why in reasons.items():
-        names.setdefault("; ".join(why), []).append(name)
-    return [Left(tuple(those), why) for why, those in names.items()]
 
 
 @dataclass(frozen=True)
@@ -55,13 +31,13 @@ class Change:
     what: str
     """The setting, or the part of the model."""
     before: str
-    """As it was."""
+    """The value or state before `prepare`."""
     after: str
-    """As it is now."""
+    """The value or state after `prepare`."""
     why: str
-    """What the compiler could not do before."""
+    """The reason: what the compiler could not do before."""
     restore: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
-    """Puts `before` back."""
+    """The function that puts `before` back."""
 
     def __str__(self) -> str:
         parts = [_wrapped(f"    {name:<8}", getattr(self, name), 12) for name in ("before", "after", "why")]
@@ -73,9 +49,9 @@ class Preparation:
     """The result of `prepare`; `print` it."""
 
     changes: tuple[Change, ...] = ()
-    """What was set, in this order."""
+    """The changes, in the order in which they were made."""
     notes: tuple[str, ...] = ()
-    """What was left as it is although it may stand in the way, and why."""
+    """One text for each thing that was left as it is although it may stand in the way, with the reason."""
     _undone: list[bool] = field(default_factory=list, repr=False, compare=False)
 
     def undo(self) -> None:
@@ -94,3 +70,17 @@ class Preparation:
 
 def _wrapped(label: str, text: str, indent: int = 2) -> str:
     return textwrap.fill(text, WIDTH, initial_indent=label, subsequent_indent=" " * indent)
+
+
+def install(modules: Sequence[nn.Module], methods: Mapping[str, Callable[..., Any]]) -> Callable[[], None]:
+    """Set `methods` on each module itself, as transformers' expert parallelism does. Return what removes them again."""
+    for module in modules:
+        for name, method in methods.items():
+            vars(module)[name] = MethodType(method, module)
+
+    def restore() -> None:
+        for module in modules:
+            for name in methods:
+                vars(module).pop(name, None)
+
+    return restore

@@ -2,10 +2,10 @@
 """Tests in Python source that ask how large a selection of tokens is.
 
 Contract: the expression of an `if` in a loop comes in; out goes its value for a small selection (an empty one, or one
-within a capacity), or None for any other test: `mask.any()`, `idx.numel() == 0`, `len(idx)`, `not n`,
-`start == end`, `counts[e].item() > 0`, `len(idx) <= capacity` and the like. A test that asks two things is none: inputs
-on both sides of one bound are found by trying, of two they may not be. Names that count
-iterations or come from the module alone say nothing of data (`on_data`).
+within a capacity), or None for any other test. Known are `mask.any()`, `idx.numel() == 0`, `len(idx)`, `not n`,
+`start == end`, `counts[e].item() > 0`, `len(idx) <= capacity` and the like. A test that asks two things is not known:
+inputs on both sides of one bound are found by trying, inputs on both sides of two bounds may not be. Names that count
+iterations or come from the module alone say nothing of data (`names_on_data`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ BOUNDS: dict[type[ast.cmpop], bool] = {
 
 
 def empty_when(test: ast.expr, data: Set[str]) -> bool | None:
-    """The value of `test` for a small selection, or None.
+    """Return the value of `test` for a small selection, or None.
 
     Args:
         test: the expression.
-        data: names that depend on data (`on_data`).
+        data: names that depend on data (`names_on_data`).
     """
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         inner = empty_when(test.operand, data)
@@ -73,7 +73,7 @@ def _is_length(node: ast.expr) -> bool:
 
 
 def measures(test: ast.expr, data: Set[str]) -> bool:
-    """Whether a test asks data for anything at all, in any form."""
+    """Return whether a test asks data for anything at all, in any form."""
     calls = (part for part in ast.walk(test) if isinstance(part, ast.Call) and callee(part) in MEASURES)
     return any(names_in(call) & data for call in calls)
 
@@ -92,30 +92,32 @@ def _compared(left: ast.expr, op: type[ast.cmpop], right: ast.expr, data: Set[st
 
 
 def _is_measure(node: ast.expr) -> bool:
-    """A call of a measure, or an element: `x.shape[0]`, `counts[e]`."""
+    """Return whether an expression is a call of a measure, or an element: `x.shape[0]`, `counts[e]`."""
     return isinstance(node, ast.Subscript) or (isinstance(node, ast.Call) and callee(node) in MEASURES)
 
 
 def callee(call: ast.Call) -> str:
-    """The last name of what is called."""
+    """Return the last name of the function that is called."""
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
 def names_in(node: ast.AST) -> set[str]:
-    """Names that an expression reads."""
+    """Return the names that an expression reads."""
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
-def given(tree: ast.FunctionDef) -> set[str]:
-    """Names of the arguments of a method."""
+def argument_names(tree: ast.FunctionDef) -> set[str]:
+    """Return the names of the arguments of a method, without the first."""
     arguments = [*[*tree.args.posonlyargs, *tree.args.args][1:], *tree.args.kwonlyargs]
     return {one.arg for one in (*arguments, tree.args.vararg, tree.args.kwarg) if one is not None}
 
 
-def on_data(tree: ast.FunctionDef) -> set[str]:
-    """Names in a method that may depend on what it is called with; not those that count iterations, and not what is
-    made of the module and of globals alone."""
-    found = given(tree)
+def names_on_data(tree: ast.FunctionDef) -> set[str]:
+    """Return the names in a method that may depend on its arguments.
+
+    Names that count iterations do not, nor do names whose values are made of the module and of globals alone.
+    """
+    found = argument_names(tree)
     flows = list(_flows(tree))
     before = -1
     while len(found) > before:
@@ -127,7 +129,7 @@ def on_data(tree: ast.FunctionDef) -> set[str]:
 
 
 def _bound(target: ast.AST) -> Iterator[str]:
-    """Names that an assignment to `target` binds, or whose elements it writes."""
+    """Yield the names that an assignment to `target` binds, or whose elements it writes."""
     if isinstance(target, ast.Name):
         yield target.id
     elif isinstance(target, ast.Subscript | ast.Starred):
@@ -138,7 +140,7 @@ def _bound(target: ast.AST) -> Iterator[str]:
 
 
 def _flows(tree: ast.FunctionDef) -> Iterator[tuple[ast.AST, ast.expr]]:
-    """(what is bound, the value it gets a part of)."""
+    """Yield each target of an assignment with the value that it gets a part of."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             yield from ((target, node.value) for target in node.targets)

@@ -35,11 +35,11 @@ from farskip_compile.errors import ConfigError
 from farskip_compile.tools.prepare.changes import Change
 
 NAME = "farskip_all_to_all"
-"""Of the implementation, for `DistributedConfig(ep_implementation=...)`."""
+"""The name of the implementation, for `DistributedConfig(ep_implementation=...)`."""
 
 
 def register_expert_parallel() -> str:
-    """Let `DistributedConfig(ep_implementation="farskip_all_to_all")` find the implementation; returns its name.
+    """Let `DistributedConfig(ep_implementation="farskip_all_to_all")` find the implementation. Return its name.
 
     Raises:
         ConfigError: transformers is missing, or too old to have a registry.
@@ -58,10 +58,10 @@ def switch_expert_parallel(model: nn.Module) -> list[Change]:
     """Replace transformers' `all_to_all` in a model that is loaded already, also where `auto` would choose it.
 
     Args:
-        model: changed in place: the implementation that its modules hold, not their parameters.
+        model: the model; the implementations that its modules hold are changed in place, not its parameters.
 
     Returns:
-        What was changed; nothing where transformers has no registry of implementations.
+        The changes; none where transformers has no registry of implementations.
     """
     if _interface() is None:
         return []  # a transformers without the registry has no such implementation either
@@ -86,8 +86,10 @@ def switch_expert_parallel(model: nn.Module) -> list[Change]:
 
 
 def _implementations_of(module: nn.Module) -> Iterator[Any]:
-    """The expert-parallel implementations that the forward of `module` was replaced by: transformers keeps them in a
-    closure and nowhere else."""
+    """Yield the expert-parallel implementations that the forward of `module` was replaced by.
+
+    transformers keeps them in a closure and nowhere else.
+    """
     from transformers.distributed.expert_parallel import EPImplementation
 
     for cell in getattr(vars(module).get("forward"), "__closure__", None) or ():
@@ -96,7 +98,7 @@ def _implementations_of(module: nn.Module) -> Iterator[Any]:
 
 
 def _interface() -> Any | None:
-    """The registry of transformers, if there is one."""
+    """Return the registry of transformers, or None if there is none."""
     try:
         from transformers.distributed.expert_parallel import EPImplementationInterface
     except ImportError:
@@ -106,42 +108,42 @@ def _interface() -> Any | None:
 
 @functools.cache
 def _implementation() -> type:
-    """The class; made when asked for, because its base class is transformers'."""
+    """Return the class, which is made when asked for, because its base class is transformers'."""
     from torch.distributed.tensor import DTensor, Replicate, Shard
     from transformers.distributed.expert_parallel import EPImplementation
 
     class AllToAllWithoutBranch(EPImplementation):
-        """See the module."""
+        """The implementation that this module describes."""
 
         def __call__(
             self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
         ) -> torch.Tensor:
-            """[tokens, D], chosen experts and their weights [tokens, k] -> [tokens, D]."""
+            """Return the outputs [tokens, D] for tokens [tokens, D], chosen experts and their weights [tokens, k]."""
             if self.tp_mesh.size() == 1:
                 return self._exchange(hidden_states, top_k_index, top_k_weights)
-            mine = (self._slice(value) for value in (hidden_states, top_k_index, top_k_weights))
-            output = self._exchange(*mine).contiguous()
+            slices = (self._slice(value) for value in (hidden_states, top_k_index, top_k_weights))
+            output = self._exchange(*slices).contiguous()
             shape, stride = hidden_states.shape, (output.shape[1], 1)
             shards = DTensor.from_local(output, self.tp_mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
             return shards.full_tensor()
 
         def _slice(self, value: torch.Tensor) -> torch.Tensor:
-            """This rank's rows; the gradient is gathered from all ranks that share the batch."""
-            whole = DTensor.from_local(value, self.tp_mesh, [Replicate()], run_check=False)
-            return whole.redistribute(placements=[Shard(0)]).to_local()
+            """Return this rank's rows; the gradient is gathered from all ranks that share the batch."""
+            replicated = DTensor.from_local(value, self.tp_mesh, [Replicate()], run_check=False)
+            return replicated.redistribute(placements=[Shard(0)]).to_local()
 
         def _exchange(self, rows: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
             group, ranks, k = self.ep_mesh.get_group(), self.ep_mesh.size(), chosen.shape[-1]
-            held: Any = self.num_local_experts
+            local_experts: Any = self.num_local_experts
             expert = chosen.flatten()  # [tokens * k]
             order = expert.argsort(stable=True)  # experts of one rank are neighbours, so this groups by rank, too
-            counts = expert.new_zeros(ranks * held).scatter_add(0, expert, torch.ones_like(expert))
-            counts = counts.view(ranks, held)
+            counts = expert.new_zeros(ranks * local_experts).scatter_add(0, expert, torch.ones_like(expert))
+            counts = counts.view(ranks, local_experts)
             incoming = wait_tensor(all_to_all_single(counts, None, None, group))  # [ranks, local experts]
             sent, received = torch.stack([counts.sum(1), incoming.sum(1)]).tolist()  # waits for the device
 
             tokens = wait_tensor(all_to_all_single(rows[order // k], received, sent, group))
-            local = torch.arange(held, device=rows.device).repeat(ranks)
+            local = torch.arange(local_experts, device=rows.device).repeat(ranks)
             local = local.repeat_interleave(incoming.flatten(), output_size=sum(received)).unsqueeze(-1)
             results = self._run_experts(tokens, local)
 
@@ -150,7 +152,7 @@ def _implementation() -> type:
             return (back.view(*weights.shape, back.shape[-1]) * weights.unsqueeze(-1)).sum(1)
 
         def _run_experts(self, tokens: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-            """One expert for each row, unweighted."""
+            """Run one expert for each row, unweighted."""
             if torch.compiler.is_compiling() or tokens.shape[0] > 0:
                 return self.experts_forward(tokens, local, torch.ones_like(local, dtype=tokens.dtype))
             # A loop over the experts that got tokens does nothing here and returns a constant; then this rank would

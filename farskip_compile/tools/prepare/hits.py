@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loops over the experts that were hit, in Python source.
 
-Contract: `lists_hits` says whether an expression lists what occurs in data, which no graph knows the length of;
-`OneElement` makes a number of the variable of such a loop. That variable is a tensor of one element. `x[e]` with such a
-tensor keeps a dimension that a number drops, if the tensor has one itself, which the source does not say: the caller
-does, or tries both.
+Contract: `lists_hits` tells expressions that list what occurs in data, whose length no graph knows; `OneElement` makes
+a number of the variable of such a loop. That variable is a tensor of one element. `x[e]` with a tensor `e` that has a
+dimension keeps a dimension that a number drops. The source does not say whether `e` has one: the caller does, or tries
+both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ ROWS = "_farskip_rows"
 
 
 def lists_hits(node: ast.expr, values: Mapping[str, Sequence[ast.expr]], depth: int = 5) -> bool:
-    """Whether an expression is a list of what occurs in data. `values`: what is assigned to each name."""
+    """Return whether an expression is a list of what occurs in data.
+
+    Args:
+        node: the expression.
+        values: the values that are assigned to each name.
+        depth: the number of names that are followed to their values.
+    """
     if isinstance(node, ast.Name):
         return depth > 0 and any(lists_hits(value, values, depth - 1) for value in values.get(node.id, ()))
     if isinstance(node, ast.Subscript):
@@ -37,17 +43,17 @@ def lists_hits(node: ast.expr, values: Mapping[str, Sequence[ast.expr]], depth: 
     sources: Sequence[ast.expr] = node.args if name in LISTS else ()
     if name in SAME_ELEMENTS and isinstance(node.func, ast.Attribute):
         sources = [node.func.value]
-    if name == "range":  # of the length of such a list
+    if name == "range":  # over the length of such a list
         sources = [part for argument in node.args for part in ast.walk(argument) if isinstance(part, ast.Name)]
     return any(lists_hits(source, values, depth) for source in sources)
 
 
 class _Number(ast.Name):
-    """The variable, where its one element had been taken out of the tensor."""
+    """The variable of a loop, where its one element had been taken out of the tensor."""
 
 
 class OneElement(ast.NodeTransformer):
-    """The variable of a loop becomes a number."""
+    """A transformer that makes a number of the variable of a loop."""
 
     def __init__(self, name: str, rows: bool) -> None:
         self.name, self.rows = name, rows
@@ -56,7 +62,7 @@ class OneElement(ast.NodeTransformer):
         return isinstance(node, ast.Name) and node.id == self.name
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        """`e[0]`, or `x[e]`."""
+        """Rewrite `e[0]` and `x[e]`."""
         self.generic_visit(node)
         if self._is_variable(node.value) and isinstance(node.slice, ast.Constant):
             return self._number(node)
@@ -65,7 +71,7 @@ class OneElement(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """`e.item()` and the like, `int(e)`."""
+        """Rewrite `int(e)`, and `e.item()` and the like."""
         self.generic_visit(node)
         method = isinstance(node.func, ast.Attribute) and self._is_variable(node.func.value)
         if method and callee(node) in SAME_ELEMENTS | {"item"}:
@@ -79,5 +85,5 @@ class OneElement(ast.NodeTransformer):
 
 
 def calling(name: str, *arguments: ast.expr) -> ast.Call:
-    """The call `name(*arguments)`."""
+    """Return the call `name(*arguments)`."""
     return ast.Call(ast.Name(name, ast.Load()), list(arguments), [])

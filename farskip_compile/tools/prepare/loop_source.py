@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loops over experts that depend on data, in the source of a method, and the same method without them.
+"""Sites in the source of a method that depend on data, and the same method without them.
 
-Contract: a function comes in; out go the sites in its loops that a graph can't hold (`read`), and functions compiled
-from its source with these sites written otherwise (`LoopSource.compiled`). Nothing is run and nothing is installed;
-whether a new function is the same one is decided elsewhere (`same_function`). Names of models, classes and attributes
-play no role, only Python and methods of tensors.
+Contract: a class comes in; out go the sites in the loops of its methods that a graph can't hold (`methods`), and
+functions compiled from the source with these sites written otherwise (`LoopSource.compiled`). Nothing is run and
+nothing is installed; `same_function` decides whether a new function is the same one. Names of models, classes and
+attributes play no role, only Python and methods of tensors.
 
     site    before                                             after
-    guard   `if idx.numel() == 0: continue`, `if mask.any():`  what is done for a selection that is not empty; outside
-                                                              of loops only of a test that asks for a length
+    guard   `if idx.numel() == 0: continue`, `if mask.any():`  the branch for a selection that is not empty; outside of
+                                                              loops only where the test asks for a length
     hit     `for e in mask.sum((-1, -2)).nonzero():`           `for e in range(experts):`
     count   `torch.bincount(chosen, minlength=n)`              a sum into n zeros, of fixed length
     list    `idx = idx.tolist()`, used as an index only        `idx = idx`
@@ -33,31 +33,32 @@ from farskip_compile.tools.prepare.recompile import recompiled
 
 @dataclass(frozen=True)
 class LoopSource:
-    """A method and the sites in it."""
+    """The source of a method, and the sites in it."""
 
     function: Callable[..., Any]
     tree: ast.FunctionDef
     sites: tuple[LoopSite, ...]
     cant: tuple[str, ...] = ()
-    """What depends on data in a form that is not known, with its line."""
+    """Texts about places that depend on data in a form that is not known, each with its line."""
+
+    @property
+    def has_hits(self) -> bool:
+        """Return whether a loop is over the experts that were hit."""
+        return any(site.kind == "hit" for site in self.sites)
 
     def compiled(self, request: LoopRequest) -> Callable[..., Any]:
-        """The function with its sites as requested."""
+        """Return the function with its sites as requested."""
         tree = LoopRewriter(request).rewrite(self.tree)
         return recompiled(self.function, tree, {SAW: _saw(request), ROWS: rows, COUNTS: counts})
 
-    def place(self, line: int) -> str:
-        """`file:line`."""
-        return f"{inspect.unwrap(self.function).__code__.co_filename}:{line}"
-
 
 def rows(value: Any, number: int) -> Any:
-    """`value[number]`, where a tensor keeps the dimension."""
+    """Return `value[number]`; a tensor keeps the dimension."""
     return value[[number]] if isinstance(value, torch.Tensor) else value[number]
 
 
 def counts(values: torch.Tensor, weights: torch.Tensor | None = None, minlength: int = 0) -> torch.Tensor:
-    """`torch.bincount`, as long as no value is `minlength` or more, which is an error here."""
+    """Return what `torch.bincount` does; a value of `minlength` or more is an error here."""
     if weights is not None or not minlength:
         return torch.bincount(values, weights, minlength)
     zeros = torch.zeros(minlength, dtype=torch.long, device=values.device)
@@ -66,20 +67,25 @@ def counts(values: torch.Tensor, weights: torch.Tensor | None = None, minlength:
 
 def _saw(request: LoopRequest) -> Callable[[int, int, Any], Any]:
     watch = request.watch
-    return lambda line, column, value: watch(LoopSite("guard", line, column), value) if watch else value
+
+    def saw(line: int, column: int, value: Any) -> Any:
+        return value if watch is None else watch(LoopSite("guard", line, column), value)
+
+    return saw
 
 
 def methods(kind: type) -> dict[str, LoopSource]:
-    """The methods of a module's class with sites in them: its forward, and what that calls on the module itself."""
+    """Return the methods of a class with sites in them, by name: its forward, and those that it calls on itself."""
     found: dict[str, LoopSource] = {}
     names = ["forward"]
     for name in names:  # grows
         function = inspect.getattr_static(kind, name, None)
         if not isinstance(function, FunctionType) or function is vars(torch.nn.Module).get(name):
             continue
-        if (tree := _tree(function)) is None:
+        tree = _syntax_tree(function)
+        if tree is None:
             continue
-        names += [called for called in _called(tree) if called not in names]
+        names += [called for called in _called_on_self(tree) if called not in names]
         finder = LoopRewriter(LoopRequest())
         finder.rewrite(tree)
         if finder.found or (finder.looped and finder.cant):
@@ -87,8 +93,8 @@ def methods(kind: type) -> dict[str, LoopSource]:
     return found
 
 
-def _tree(function: FunctionType) -> ast.FunctionDef | None:
-    """The definition, with the line numbers of its file, or None if there is no source."""
+def _syntax_tree(function: FunctionType) -> ast.FunctionDef | None:
+    """Return the definition of a function, with the line numbers of its file, or None if there is no source."""
     plain = inspect.unwrap(function)
     try:
         lines, first = inspect.getsourcelines(plain)
@@ -101,9 +107,13 @@ def _tree(function: FunctionType) -> ast.FunctionDef | None:
     return tree
 
 
-def _called(tree: ast.FunctionDef) -> list[str]:
-    """What is called on the first argument."""
-    (owner, *_) = [argument.arg for argument in tree.args.args] or [""]
-    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
-    found = [f.attr for f in calls if isinstance(f, ast.Attribute) and getattr(f.value, "id", None) == owner]
-    return list(dict.fromkeys(found))
+def _called_on_self(tree: ast.FunctionDef) -> list[str]:
+    """Return the names of the methods that are called on the first argument."""
+    arguments = [argument.arg for argument in tree.args.args]
+    owner = arguments[0] if arguments else ""
+    found: dict[str, None] = {}
+    for node in ast.walk(tree):
+        function = node.func if isinstance(node, ast.Call) else None
+        if isinstance(function, ast.Attribute) and getattr(function.value, "id", None) == owner:
+            found[function.attr] = None
+    return list(found)

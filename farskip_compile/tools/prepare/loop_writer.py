@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what depends on data in the loops of a syntax tree, and writes it otherwise.
+"""The rewriter of sites that depend on data in the loops of a syntax tree.
 
-Contract: the tree of a function comes in, a rewritten copy goes out (`LoopRewriter.rewrite`); what was found is in
-`found` and `cant`. A site is known by its place in the file, so that it means the same in every copy. What the sites
-are: `loop_source`.
+Contract: the tree of a function comes in, a rewritten copy goes out (`LoopRewriter.rewrite`); the sites are in `found`,
+and texts about forms that are not known in `cant`. A site is known by its place in the file, so that it means the same
+in every copy. `loop_source` lists the kinds of sites.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from farskip_compile.tools.prepare.emptiness import (
+    argument_names,
     asks_for_a_length,
     callee,
     empty_when,
-    given,
     measures,
     names_in,
-    on_data,
+    names_on_data,
 )
 from farskip_compile.tools.prepare.hits import OneElement, calling, lists_hits
 
 SAW, COUNTS = "_farskip_saw", "_farskip_counts"
-"""Names of functions that rewritten code calls."""
+"""Names of the functions that rewritten code calls."""
 
 
 class LoopSite(NamedTuple):
-    """A place in a loop."""
+    """A place in a loop that depends on data."""
 
     kind: str
     """`guard`, `hit`, `count` or `list`."""
@@ -40,20 +40,20 @@ class LoopSite(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopRequest:
-    """What `Source.compiled` makes of the sites."""
+    """The sites that `LoopSource.compiled` rewrites, and how."""
 
     sites: frozenset[LoopSite] = frozenset()
-    """Those that are rewritten."""
+    """The sites that are rewritten; the others stay."""
     experts: int = 0
-    """Length of what were loops over hits."""
+    """The length of the loops in place of loops over hits."""
     rows: bool = False
-    """Whether `x[e]` keeps a dimension of length one."""
+    """True if `x[e]` keeps a dimension of length one."""
     watch: Callable[[LoopSite, Any], Any] | None = None
-    """Called with the value of the test of each guard; returns it."""
+    """A function that is called with the value of the test of each guard, and returns it."""
 
 
 class LoopRewriter(ast.NodeTransformer):
-    """Finds the sites, and rewrites those of a request. A site is known by its place, so order doesn't matter."""
+    """A transformer of one tree, which finds the sites and rewrites those of a request."""
 
     def __init__(self, request: LoopRequest) -> None:
         self.request = request
@@ -61,20 +61,22 @@ class LoopRewriter(ast.NodeTransformer):
         self.cant: list[str] = []
         self.looped = False
         self.depth = 0
-        """Of the loops around."""
+        """The number of loops around the current node."""
         self.data: set[str] = set()
-        self.given: set[str] = set()
+        self.arguments: set[str] = set()
         self.values: dict[str, list[ast.expr]] = {}
         self.only_indices: set[str] = set()
         """Names that are read within brackets only."""
 
     def rewrite(self, tree: ast.FunctionDef) -> ast.FunctionDef:
-        """A rewritten copy."""
+        """Return a rewritten copy of `tree`."""
         tree = copy.deepcopy(tree)
-        self.data, self.given = on_data(tree), given(tree)
+        self.data, self.arguments = names_on_data(tree), argument_names(tree)
         for node in ast.walk(tree):
-            for target in node.targets if isinstance(node, ast.Assign) else ():
-                if isinstance(target, ast.Name) and isinstance(node, ast.Assign):
+            if not isinstance(node, ast.Assign):
+                continue
+            for target in node.targets:
+                if isinstance(target, ast.Name):
                     self.values.setdefault(target.id, []).append(node.value)
         self.only_indices = _only_indices(tree)
         return ast.fix_missing_locations(self.generic_visit(tree))  # type: ignore[return-value]
@@ -85,10 +87,10 @@ class LoopRewriter(ast.NodeTransformer):
         return site
 
     def visit_For(self, node: ast.For) -> ast.AST:
-        """A loop: over hits, or around guards."""
+        """Rewrite a loop over hits, and the guards in any loop."""
         self.looped = True
         if self._lists_hits(node.iter):
-            self._over_hits(node)
+            self._rewrite_loop_over_hits(node)
         self.depth += 1
         self.generic_visit(node)
         self.depth -= 1
@@ -98,13 +100,13 @@ class LoopRewriter(ast.NodeTransformer):
         return bool(names_in(node) & self.data) and lists_hits(node, self.values)
 
     def _empty_when(self, test: ast.expr) -> bool | None:
-        if isinstance(test, ast.Name) and test.id in self.given:  # an option
+        if isinstance(test, ast.Name) and test.id in self.arguments:  # an option
             return None
         if not self.depth and not asks_for_a_length(test):
             return None
         return empty_when(test, self.data)
 
-    def _over_hits(self, node: ast.For) -> None:
+    def _rewrite_loop_over_hits(self, node: ast.For) -> None:
         if not isinstance(node.target, ast.Name) or (isinstance(node.iter, ast.Call) and callee(node.iter) == "range"):
             self.cant.append(f"line {node.lineno}: a loop over what occurs in data, with more than that element")
             return
@@ -115,7 +117,7 @@ class LoopRewriter(ast.NodeTransformer):
             node.iter = ast.copy_location(calling("range", ast.Constant(self.request.experts)), node.iter)
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        """An index as a list, if it is one."""
+        """Rewrite an index that becomes a list."""
         self.generic_visit(node)
         value, target = node.value, node.targets[0]
         lists = isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and value.func.attr == "tolist"
@@ -130,7 +132,7 @@ class LoopRewriter(ast.NodeTransformer):
         return node
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
-        """A guard, if it is one."""
+        """Rewrite a guard."""
         value = self._empty_when(node.test)
         if value is None:
             if self.depth and measures(node.test, self.data):
@@ -149,7 +151,7 @@ class LoopRewriter(ast.NodeTransformer):
         return if_some or ast.copy_location(ast.Pass(), node)
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
-        """The same as an expression."""
+        """Rewrite a guard in an expression."""
         value = self._empty_when(node.test)
         if value is None:
             return self.generic_visit(node)
@@ -165,7 +167,7 @@ class LoopRewriter(ast.NodeTransformer):
             return test
         return ast.copy_location(calling(SAW, ast.Constant(site.line), ast.Constant(site.column), test), test)
 
-    def _in_comprehension(self, node: Any) -> ast.AST:
+    def _visit_comprehension(self, node: Any) -> ast.AST:
         self.looped = True
         self.depth += 1
         for part in node.generators:
@@ -182,10 +184,10 @@ class LoopRewriter(ast.NodeTransformer):
         self.depth -= 1
         return node
 
-    visit_ListComp = visit_GeneratorExp = visit_DictComp = visit_SetComp = _in_comprehension
+    visit_ListComp = visit_GeneratorExp = visit_DictComp = visit_SetComp = _visit_comprehension
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """A count, if it is one."""
+        """Rewrite a count."""
         self.generic_visit(node)
         if not (isinstance(node.func, ast.Attribute) and node.func.attr == "bincount"):
             return node
@@ -200,7 +202,10 @@ class LoopRewriter(ast.NodeTransformer):
 
 
 def _only_indices(tree: ast.AST) -> set[str]:
-    subscripts = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
-    inside = {id(part) for index in subscripts for part in ast.walk(index)}
+    """Return the names that are read within brackets only."""
+    in_brackets: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript):
+            in_brackets |= {id(part) for part in ast.walk(node.slice)}
     reads = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
-    return {node.id for node in reads} - {node.id for node in reads if id(node) not in inside}
+    return {node.id for node in reads} - {node.id for node in reads if id(node) not in in_brackets}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`prepare`: the steps in their order. See the package for the contract."""
+"""The function `prepare`, its steps in their order. See the package for the contract."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from farskip_compile._compat.modules import is_compiled
 from farskip_compile.errors import ConfigError
 from farskip_compile.tools.prepare.adapters import keep_parametrizations
 from farskip_compile.tools.prepare.bookkeeping import install_recording, keep_generate_from_compiling
-from farskip_compile.tools.prepare.changes import Change, Left, Preparation
+from farskip_compile.tools.prepare.changes import Change, Preparation
 from farskip_compile.tools.prepare.expert_parallel import switch_expert_parallel
-from farskip_compile.tools.prepare.loops import choose_implementation, replace_loops
+from farskip_compile.tools.prepare.kernels import choose_implementation
 from farskip_compile.tools.prepare.preserve_state import state_kept, warm_up
 from farskip_compile.tools.prepare.probe_inputs import ProbeCall
-from farskip_compile.tools.prepare.rewrite import rewrite_loops
+from farskip_compile.tools.prepare.replace import replace_loops
 
 
 def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
@@ -26,7 +26,7 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
     Args:
         model: the model, not compiled yet, in the dtype it will run in.
         args: example inputs. If there are any, the model is called once on copies of them, without gradients.
-        kwargs: the same, by name.
+        kwargs: example inputs by name.
 
     Raises:
         ConfigError: `model` is not a module, or is compiled already. Whatever the call on example inputs raises is
@@ -39,20 +39,17 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
 
 def _prepare(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Preparation:
     changes: list[Change] = []
-    left: list[Left] = []
     if "transformers" in sys.modules:  # else no part of the model can come from it
         changes += switch_expert_parallel(model)
         changes += choose_implementation(model)
-        replaced, left = replace_loops(model)
-        changes += replaced
-    rewritten, left = rewrite_loops(model, ProbeCall(args, kwargs) if args or kwargs else None, left)
-    changes += rewritten
+    replaced, notes = replace_loops(model, ProbeCall(args, kwargs) if args or kwargs else None)
+    changes += replaced
     if "transformers" in sys.modules:
         changes += install_recording(model)
         changes += keep_generate_from_compiling(model)
     if "peft" in sys.modules:
         changes += keep_parametrizations(model)
-    preparation = Preparation(tuple(changes), tuple(map(str, left)))
+    preparation = Preparation(tuple(changes), tuple(notes))
     try:
         if args or kwargs:
             warm_up(model, args, kwargs)

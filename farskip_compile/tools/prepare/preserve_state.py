@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Call a model to see what it returns, or for what it makes in its first call, and leave it as it was.
+"""Calls of a model that leave its state as it was.
 
 Contract: within `state_kept`, random numbers may be drawn, buffers written or replaced, and modes switched; afterwards
-they are what they were. `everything_kept` keeps parameters as well, and (`attributes=True`) what modules hold in their
-attributes; it is for eager calls. `copied` gives inputs to call a model with, so that what the model writes to (caches)
-is not written to. Gradients are the caller's concern. `warm_up` is one such call, without gradients: what the model
-made on the side (tables, lazily loaded kernels) and what can't be captured stays, which is its purpose.
+they are what they were. `everything_kept` keeps parameters as well, and (`attributes=True`) the objects that modules
+hold in their attributes; it is for eager calls. `copied` gives inputs to call a model with, so that the model writes to
+copies (of caches). Gradients are the caller's concern. `warm_up` is one such call, without gradients: tables and lazily
+loaded kernels that the model made on the side stay, which is its purpose.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()
     accelerators = sorted({device.type for device in devices} - {"cpu", "meta"})
     state = random.getstate()
     numpy = sys.modules.get("numpy")
-    numpys = numpy.random.get_state() if numpy is not None else None
+    numpy_state = numpy.random.get_state() if numpy is not None else None
     with ExitStack() as stack:
         stack.enter_context(modes_kept(*modules))
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -58,7 +58,7 @@ def state_kept(modules: Sequence[nn.Module], inputs: Iterable[torch.Tensor] = ()
         finally:
             random.setstate(state)
             if numpy is not None:
-                numpy.random.set_state(numpys)
+                numpy.random.set_state(numpy_state)
             for table, name, buffer in registered:
                 table[name] = buffer
             with torch.no_grad():
@@ -77,16 +77,16 @@ def everything_kept(
     """Put the state, the parameters and, if asked, the attributes of the modules back after the block.
 
     Args:
-        modules: that run in the block.
-        inputs: that they are called with.
-        attributes: whether to put back which objects their attributes hold; what is made of these objects stays.
-        compiles: whether `torch.compile` is to work in the block; writes in compiled code are not undone.
+        modules: the modules that run in the block.
+        inputs: tensors that the modules are called with.
+        attributes: True to put back which objects the attributes hold; changes inside of these objects stay.
+        compiles: True to let `torch.compile` work in the block; writes in compiled code are not undone.
 
     Yields:
-        The watch, which knows what was written so far.
+        The watch, which knows the parameters that were written so far.
     """
     parts = [part for module in modules for part in module.modules()]
-    held = [(part, dict(vars(part))) for part in parts] if attributes else []
+    attributes_by_part = [(part, dict(vars(part))) for part in parts] if attributes else []
     entries = [(parameters_of(part), name, one) for part in parts for name, one in parameters_of(part).items()]
     parameters = list(dict.fromkeys(one for *_, one in entries if one is not None))
     memory = [(one, one.detach(), one.requires_grad) for one in parameters]
@@ -95,25 +95,25 @@ def everything_kept(
         with state_kept(modules, inputs), writes:
             yield writes
     finally:
-        for part, before in held:
+        for part, before in attributes_by_part:
             vars(part).clear()
             vars(part).update(before)
         for table, name, parameter in entries:
             if not hasattr(parameter, "__tensor_flatten__"):  # FSDP2 itself changes which of its tensors are there
                 table[name] = parameter
-        for parameter, before_it, required in memory:
-            if memory_of(parameter) != memory_of(before_it):
-                parameter.data = before_it
-            parameter.requires_grad_(required)
+        for parameter, data_before, required_grad in memory:
+            if memory_of(parameter) != memory_of(data_before):
+                parameter.data = data_before
+            parameter.requires_grad_(required_grad)
         writes.undo()
 
 
 def copied(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: Iterable[torch.Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]:
-    """Copies of the inputs of a call, and those of `tensors`, which are in them: each is a leaf of its own.
+    """Return copies of the inputs of a call, and the copies of `tensors`, which are among the inputs.
 
-    What requires a gradient does so in the copy.
+    Each copied tensor is a leaf of its own, and requires a gradient if the original does.
     """
     memo: dict[int, Any] = {}  # `deepcopy` takes leaves only
     copies = []

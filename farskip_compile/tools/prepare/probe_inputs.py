@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs on which two ways to compute a module are compared, and copies of it to run them on.
+"""Inputs on which two ways to compute a module are compared, and copies of the module to run them on.
 
 Contract: a model comes in, `ProbeCall`s of its parts go out: arguments that a part accepts, in many variations. What is
 run are copies that share the memory of the parameters and nothing else (`isolated`), without hooks, so neither buffers
 nor attributes nor anything that hooks would write to are touched; what they write into parameters is put back
 (`everything_kept`). Names of arguments play no role.
 
-Where the arguments come from, in this order:
-1. example inputs of the model: what reaches the part in that call;
+The arguments come from the first of these that there is:
+1. example inputs of the model: the arguments that reach the part in that call;
 2. random rows, if the part takes one tensor. The width is tried from its own weights;
 3. random token ids for the whole model, if it takes one tensor.
 
@@ -30,9 +30,9 @@ from farskip_compile.tools.prepare.preserve_state import copied, everything_kept
 
 Map = Callable[[torch.Tensor], torch.Tensor]
 ROWS = (2, 5)
-"""Sequences and tokens of random rows."""
+"""The numbers of sequences and of tokens of random rows."""
 WIDTHS = 8
-"""How many widths are tried."""
+"""The number of widths that are tried."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,34 @@ class ProbeCall:
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    row_sizes: torch.Tensor | None = None
+    """Magnitudes of the rows, [rows, 1]: gradients of outputs are divided by them, so that small rows count as much."""
 
     def tensors(self) -> list[torch.Tensor]:
-        """Those among the arguments, also in tuples and lists."""
+        """Return the tensors among the arguments, also in tuples and lists."""
         return list(tensors_in((self.args, dict(self.kwargs))))
 
     def map(self, function: Map) -> ProbeCall:
-        """The same call with other tensors."""
-        return ProbeCall(_mapped(self.args, function), _mapped(dict(self.kwargs), function))
+        """Return the same call with `function` applied to each tensor."""
+        return ProbeCall(_mapped(self.args, function), _mapped(dict(self.kwargs), function), self.row_sizes)
 
 
-def isolated(module: nn.Module) -> nn.Module:
-    """A copy whose parameters are the same memory, but with buffers and attributes of its own, and no hooks.
+def isolated(module: nn.Module, weights: Mapping[str, nn.Parameter] | None = None) -> nn.Module:
+    """Return a copy whose parameters are the same memory, but with buffers and attributes of its own, and no hooks.
 
     Run it within `everything_kept`: a forward may write into its parameters.
+
+    Args:
+        module: the module.
+        weights: parameters by name, for the copy to hold in place of the module's.
 
     Raises:
         Exception: whatever parts raise that can't be copied.
     """
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in module.parameters()}
+    weights = weights or {}
+    memo: dict[int, Any] = {}
+    for name, parameter in module.named_parameters():
+        memo[id(parameter)] = weights.get(name, nn.Parameter(parameter.detach(), parameter.requires_grad))
     twin = copy.deepcopy(module, memo)
     for part in twin.modules():
         clear_hooks(part)
@@ -67,7 +76,7 @@ def isolated(module: nn.Module) -> nn.Module:
 
 
 def calls_in(model: nn.Module, names: Iterable[str], call: ProbeCall) -> dict[str, ProbeCall]:
-    """What reaches the named parts of a model first in one call of it, of those that return.
+    """Return the arguments of the first call of each named part that returns, in one call of a model.
 
     Raises:
         Exception: whatever the model raises before any of them returns.
@@ -97,13 +106,13 @@ def calls_in(model: nn.Module, names: Iterable[str], call: ProbeCall) -> dict[st
 
 
 def random_ids(model: nn.Module) -> ProbeCall:
-    """Token ids that every embedding of a model has."""
+    """Return a call with token ids that every embedding of a model has."""
     known = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     return ProbeCall((torch.randint(0, min(known, default=2), ROWS, generator=_seeded()).to(_device(model)),), {})
 
 
 def random_rows(module: nn.Module) -> ProbeCall | None:
-    """Rows that a module accepts as its only argument, or None."""
+    """Return a call with rows that a module accepts as its only argument, or None."""
     weights = [p for p in module.parameters() if p.is_floating_point() and p.dim() > 1]
     widths = list(dict.fromkeys(size for weight in weights for size in reversed(weight.shape)))[:WIDTHS]
     for width in widths:
@@ -120,7 +129,7 @@ def random_rows(module: nn.Module) -> ProbeCall | None:
 
 
 def variations(call: ProbeCall) -> Iterator[ProbeCall]:
-    """The call itself, and others of the same structure."""
+    """Yield the call itself, and others of the same structure."""
     yield call
     rows = _rows_of(call)
     if rows is None:
@@ -154,14 +163,14 @@ def without_rows(call: ProbeCall) -> ProbeCall | None:
 
 
 def _rows_of(call: ProbeCall) -> torch.Tensor | None:
-    """The tensor whose leading dimensions say what a row is."""
+    """Return the tensor whose leading dimensions say what a row is, or None."""
     tensors = call.tensors()
     rows = next((t for t in tensors if t.is_floating_point()), next(iter(tensors), None))
     return None if rows is None or rows.dim() == 0 else rows
 
 
 def _taken(call: ProbeCall, rows: torch.Tensor, dims: int, choose: Callable[[int], torch.Tensor]) -> ProbeCall:
-    """The same call with the rows that `choose` chooses of so many, along the first `dims` dimensions."""
+    """Return the call with the rows that `choose` picks out of a number, along the first `dims` dimensions."""
 
     def take(tensor: torch.Tensor) -> torch.Tensor:
         same = [dim for dim in range(dims) if tensor.shape[: dim + 1] == rows.shape[: dim + 1]]

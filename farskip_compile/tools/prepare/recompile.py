@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function once more, from another syntax tree.
+"""A function compiled again, from another syntax tree.
 
 Contract: a function and a tree of its source come in, a function goes out that is what Python would have made of the
 tree at the same place: the same globals, cells, defaults, attributes, decorators, file and line numbers. Further names
@@ -23,7 +23,13 @@ FUTURE_FLAGS = functools.reduce(operator.or_, FEATURES) & ~inspect.CO_NESTED
 
 
 def recompiled(function: Callable[..., Any], tree: ast.FunctionDef, names: Mapping[str, Any]) -> Callable[..., Any]:
-    """`function` with the body of `tree`; `names` are those that its own globals and cells don't have."""
+    """Return `function` with the body of `tree`.
+
+    Args:
+        function: the function, with its decorators.
+        tree: the definition to compile in place of its own.
+        names: values of the names that neither its globals nor its cells have.
+    """
     plain: Any = inspect.unwrap(function)
     decorators = tree.decorator_list if plain is not function else []  # else they returned it as it was
     tree.decorator_list = []
@@ -42,8 +48,11 @@ def recompiled(function: Callable[..., Any], tree: ast.FunctionDef, names: Mappi
 
 
 def _code(plain: Any, tree: ast.FunctionDef, names: Iterable[str]) -> CodeType:
-    """The code of the method, compiled inside a class of the same name (private names depend on it) and a function
-    whose arguments are the cells."""
+    """Return the code of the method.
+
+    It is compiled inside a class of the same name (private names depend on it), and inside a function whose arguments
+    are the cells.
+    """
     owner = plain.__qualname__.split(".")[-2:-1]
     inside = bool(owner) and owner[0].isidentifier()
     cells = ", ".join(dict.fromkeys((*plain.__code__.co_freevars, *names)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that operators write into, kept as it was.
+"""A watch for operators that write into some memory, which puts the bytes back.
 
 In:    tensors, such as the parameters of a model, whose memory is to come back unchanged.
 Out:   `Writes`: a mode. Before the first operator that writes into that memory, it copies the bytes; `undo` puts them
@@ -25,10 +25,10 @@ COLLECTIVES = "c10d"
 
 
 class Writes(OperatorMode):
-    """Within a block, watch for writes into the memory of `tensors`. What `torch.compile` was asked for runs eagerly.
+    """A mode that watches for writes into the memory of `tensors`. Compiled functions run eagerly in it.
 
     Args:
-        tensors: whose memory is kept.
+        tensors: the tensors whose memory is kept.
     """
 
     supports_higher_order_operators = True
@@ -59,7 +59,7 @@ class Writes(OperatorMode):
 
 
 class WritesOutsideCompiles(Writes):
-    """The same, but `torch.compile` works as it does elsewhere, and writes in compiled code are not seen."""
+    """A watch in which `torch.compile` works as it does elsewhere; writes in compiled code are not seen."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -69,7 +69,7 @@ class WritesOutsideCompiles(Writes):
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
     """Yield the plain tensors into which a call of an operator may write."""
-    if not isinstance(func, OpOverload):  # a higher-order one: those that it runs do the writing
+    if not isinstance(func, OpOverload):  # a higher-order operator: the operators that it runs do the writing
         return
     declared = parameters(func)
     given = dict(zip((one.name for one in declared), args, strict=False)) | kwargs
@@ -94,7 +94,7 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[object, ...]:
-    """Return which memory `tensor` is, and of what form: equal for tensors that are the same numbers."""
+    """Return the place and the form of the memory of `tensor`: equal for tensors that are the same numbers."""
     parts = list(plain_tensors(tensor))
     return tensor.shape, *((storage_identity(one), one.storage_offset(), one.stride(), one.dtype) for one in parts)
 

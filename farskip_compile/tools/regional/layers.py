@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which modules are the layers of a model: members of one container, that the residual stream passes.
+"""The search for the layers of a model: members of one container that the residual stream passes.
 
-Contract: chosen by the tree of modules and by how much of the model each container holds, never by names; what is
-chosen is proven when each layer is compiled, since a module that adds to no stream, or returns none, is an error then.
+Contract: layers are chosen by the tree of modules and by how much of the model each container holds, never by names.
+The choice is proven when each layer is compiled, since a module that adds to no stream, or returns none, is an error
+then.
 
 Algorithm:
 1. Candidates are containers (lists, dictionaries and sequences of modules) with two members or more, none of them
-   inside of a member of another one. A container that holds another one beside an embedding, norms and the like, as
-   `ModuleDict(wte=..., h=ModuleList(...), ln_f=...)` does, is no candidate: its members are looked through.
+   inside of a member of another one. A container that holds another one next to an embedding, norms and the like, as
+   `ModuleDict(wte=..., h=ModuleList(...), ln_f=...)` does, is no candidate: its members are searched.
 2. Containers with the same members are one candidate, by the first of its names.
-3. The candidate with the most parameters is the stack. If another one has half as many, it can't be told which is
-   meant: name it.
+3. The candidate with the most parameters is the stack. If another one has half as many, the caller must name one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from farskip_compile.errors import PartialModelError
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 RIVAL = 0.5
+"""The share of the largest container's parameters that makes another container a rival."""
 
 
 NamedLayers = list[tuple[str, nn.Module]]
@@ -46,12 +47,12 @@ def find_layers(model: nn.Module, stack: str | None) -> tuple[list[nn.Module], N
     if not found:
         raise PartialModelError(
             "no repeated layers were found: the model has no list of modules",
-            way_out='name it: farskip_compile.regional(model, stack="model.layers"); or compile the whole model',
+            way_out='name the stack: farskip_compile.regional(model, stack="model.layers"); or compile the whole model',
         )
     if len(found) > 1 and _size(found[1][1]) >= RIVAL * _size(found[0][1]):
         names = " and ".join(repr(name) for name, _ in found[:2])
         raise PartialModelError(
-            f"{names} both may be the layers of the model", way_out=f"say which: stack={found[0][0]!r}"
+            f"{names} both may be the layers of the model", way_out=f"name one: stack={found[0][0]!r}"
         )
     return _named(model, found[0][0])
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers records of layers while a model runs, also of those that are compiled by themselves.
+"""Recording of outputs by transformers, for layers that are compiled by themselves too.
 
 Contract: hooks inside of a layer ask a context variable whether to record, which Dynamo can't trace. transformers keeps
-a plain copy for models that are compiled as a whole; `let_layers_record` makes it keep one for layers that are compiled
-by themselves, too, however many models ask. Like that copy, it is not kept apart for threads. Checked by running with
-transformers 5.24.
+a plain copy of the variable for models that are compiled as a whole; `let_layers_record` makes it keep the copy for
+layers that are compiled by themselves too, until the last model that asked is undone. All threads share the copy.
+Checked by running with transformers 5.24.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 MODULE = "transformers.utils.output_capturing"
 COLLECTOR = "_active_collector"
 USERS = "farskip_users"
-"""Attribute of the collector: how many models let their layers record."""
+"""The attribute of the collector that counts the models whose layers record."""
 
 
 def let_layers_record() -> Callable[[], None]:
-    """Let hooks in compiled layers see what is to be recorded; returns the way back."""
+    """Let hooks in compiled layers see what is to be recorded. Return the way back."""
     collector = getattr(sys.modules.get(MODULE), COLLECTOR, None)
     if collector is None or not hasattr(collector, "context_var"):  # not loaded, or recorded in another way
         return lambda: None
@@ -40,7 +40,7 @@ def let_layers_record() -> Callable[[], None]:
 
 def _mirrored(plain: Any) -> Any:
     class Mirrored(plain):
-        """The same, with a copy that a compiled layer can read."""
+        """A collector with a copy that a compiled layer can read."""
 
         def get(self) -> Any:
             return self.global_var if torch.compiler.is_compiling() else super().get()

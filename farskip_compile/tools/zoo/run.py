@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import groupby
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from torch import fx, nn
 
 from farskip_compile._compat import CAPTURE_ERRORS, BackendCompilerFailed
+from farskip_compile.base.json_files import JsonRecord
 from farskip_compile.compiler.backend import Backend
 from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.errors import FarSkipError, NoResidualStackError, PartialModelError
@@ -73,8 +74,10 @@ class ZooVerdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class ZooEntry:
+class ZooEntry(JsonRecord):
     """One line of the zoo's table."""
+
+    ALSO_WRITTEN = ("status",)
 
     family: str
     class_name: str
@@ -109,16 +112,6 @@ class ZooEntry:
         if not found.isdisjoint({ZooVerdict.EQUAL, ZooVerdict.CLOSE}):
             return "rewired" if ZooVerdict.REFUSED not in found else "rewired in part"
         return "refused" if ZooVerdict.REFUSED in found else "recognised"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `json.dumps`."""
-        return {**asdict(self), "status": self.status}
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> ZooEntry:
-        """What `to_json` gave."""
-        fields = {key: value for key, value in data.items() if key != "status"}
-        return ZooEntry(**{**fields, "prepared": tuple(fields.get("prepared", ()))})
 
 
 def check_family(family: Family) -> ZooEntry:

@@ -6,7 +6,6 @@ Contract: as in `rules`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import fx
 
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.operator_calls import argument, dims_of
+from farskip_compile.passes.graph.operators import Effect, operator_named
 from farskip_compile.verify.rows import layout as layouts
-from farskip_compile.verify.rows.arguments import all_dims_of, argument, dims_of, first_of, is_data, others
+from farskip_compile.verify.rows.arguments import first_of, is_data, others
 from farskip_compile.verify.rows.layout import RowLayout
 from farskip_compile.verify.rows.moved import along, are_summed, covers
 from farskip_compile.verify.rows.no_rule import result, unknown
@@ -24,21 +25,10 @@ from farskip_compile.verify.rows.state import (
     FactsOf,
     RowDependence,
     RowFacts,
-    RowRule,
     about_others,
     decision_of,
     worst,
 )
-
-
-@functools.lru_cache(maxsize=4096)
-def is_pointwise(name: str) -> bool:
-    """By the tag of an overload of the ATen operator of this name."""
-    packet = getattr(torch.ops.aten, name.strip("_") if name.startswith("__") else name.rstrip("_"), None)
-    names = getattr(packet, "overloads", None)
-    if names is None or "::" in name:
-        return False
-    return any(torch.Tag.pointwise in getattr(packet, one).tags for one in names())
 
 
 def pointwise(node: fx.Node, given: FactsOf) -> RowFacts:
@@ -82,7 +72,7 @@ def _is_for_whole_rows(arg: fx.Node, shape: Sequence[Any], layout: RowLayout) ->
 
 
 def one_hot(node: fx.Node, given: FactsOf) -> RowFacts:
-    """A new last dimension."""
+    """Add a last dimension."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
     if rows.state is not RowDependence.ROWS or value is None:
@@ -90,22 +80,17 @@ def one_hot(node: fx.Node, given: FactsOf) -> RowFacts:
     return RowFacts(RowDependence.ROWS, (*rows.layout, *layouts.features(value.shape[-1:])), rows.picked, rows.decided)
 
 
-def keeps(
-    position: int, default: Sequence[int] | None = None, *, picks: bool = False, several: bool = False
-) -> RowRule:
-    """Entries along some dimensions meet, which stay: a softmax, a sort. `several` may be given one by one."""
-
-    def rule(node: fx.Node, given: FactsOf) -> RowFacts:
-        _, rows = first_of(node, given)
-        if rows.state is not RowDependence.ROWS:
-            return _tuple(node, _not_first(node, given))
-        rank = len(rows.layout)
-        dims = all_dims_of(node, position, rank) if several else dims_of(node, position, default, rank)
-        if layouts.along(rows.layout, dims):
-            return _tuple(node, _chosen(node, rows) if picks else RowFacts(RowDependence.MIXED, at=node))
-        return _tuple(node, _resized(node, rows, picked=rows.picked or picks))
-
-    return rule
+def meet(node: fx.Node, given: FactsOf) -> RowFacts:
+    """Let entries meet along dimensions, which stay: a softmax, a sort, the best ones."""
+    operator = operator_named(ops.op_name(node))
+    picks = operator.effect is Effect.BEST
+    _, rows = first_of(node, given)
+    if rows.state is not RowDependence.ROWS:
+        return _tuple(node, _not_first(node, given))
+    dims = dims_of(node, operator, len(rows.layout))
+    if layouts.along(rows.layout, dims):
+        return _tuple(node, _chosen(node, rows) if picks else RowFacts(RowDependence.MIXED, at=node))
+    return _tuple(node, _resized(node, rows, picked=rows.picked or picks))
 
 
 def _chosen(node: fx.Node, rows: RowFacts) -> RowFacts:
@@ -146,38 +131,33 @@ def _not_first(node: fx.Node, given: FactsOf) -> RowFacts:
     return unknown(node, given) if found.state is RowDependence.ROWS else found
 
 
-def reduces(position: int, default: Sequence[int] | None = None, *, picks: bool = False) -> RowRule:
-    """Return the rule of an operator that removes the dimensions along which entries meet: a sum, a maximum. With
-    `picks`, the result is one of the entries, chosen by all of them."""
-
-    def rule(node: fx.Node, given: FactsOf) -> RowFacts:
-        source, rows = first_of(node, given)
-        if any(ops.tensor(arg) is not None for arg in others(node, source)):
-            return pointwise(node, given)  # the larger of two values
-        if rows.state is not RowDependence.ROWS:
-            return _tuple(node, _not_first(node, given))
-        dims = dims_of(node, position, default, len(rows.layout))
-        added = layouts.along(rows.layout, dims)
-        if added and picks:
-            return _tuple(node, _chosen(node, rows))
-        if added and not are_summed(node, rows, dims):
-            return _tuple(node, RowFacts(RowDependence.MIXED, at=node))
-        value = result(node)
-        if value is None:
-            return unknown(node, given)
-        if value.dim() == len(rows.layout):
-            layout = tuple(() if place in dims else dim for place, dim in enumerate(rows.layout))
-        else:
-            layout = tuple(dim for place, dim in enumerate(rows.layout) if place not in dims)
-        return _tuple(
-            node, RowFacts(RowDependence.ROWS, layout, rows.picked or picks, rows.decided, added or rows.summed)
-        )
-
-    return rule
+def reduced(node: fx.Node, given: FactsOf) -> RowFacts:
+    """Let entries meet along dimensions, which go: a sum, a maximum; or take one that all of them choose."""
+    operator = operator_named(ops.op_name(node))
+    source, rows = first_of(node, given)
+    if any(ops.tensor(arg) is not None for arg in others(node, source)):
+        return pointwise(node, given)  # the larger of two values
+    if rows.state is not RowDependence.ROWS:
+        return _tuple(node, _not_first(node, given))
+    picks = operator.effect is Effect.TAKE_BEST
+    dims = dims_of(node, operator, len(rows.layout))
+    added = layouts.along(rows.layout, dims)
+    if added and picks:
+        return _tuple(node, _chosen(node, rows))
+    if added and not are_summed(node, rows, dims):
+        return _tuple(node, RowFacts(RowDependence.MIXED, at=node))
+    value = result(node)
+    if value is None:
+        return unknown(node, given)
+    if value.dim() == len(rows.layout):
+        layout = tuple(() if place in dims else dim for place, dim in enumerate(rows.layout))
+    else:
+        layout = tuple(dim for place, dim in enumerate(rows.layout) if place not in dims)
+    return _tuple(node, RowFacts(RowDependence.ROWS, layout, rows.picked or picks, rows.decided, added or rows.summed))
 
 
 def normalises(node: fx.Node, given: FactsOf) -> RowFacts:
-    """A norm over the last dimensions."""
+    """Normalise over the last dimensions."""
     source, rows = first_of(node, given)
     if rows.state is not RowDependence.ROWS or any(
         given(arg).state is not RowDependence.FREE for arg in others(node, source)

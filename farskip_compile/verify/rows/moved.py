@@ -17,12 +17,13 @@ from torch import fx
 
 from farskip_compile._compat import same_dim
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.operators import Effect, names_with
 from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.layout import RowCount, RowLayout, index_of
 from farskip_compile.verify.rows.state import FactsOf, RowDependence, RowFacts
 
-BROADCASTS = frozenset(["repeat", "tile", "expand", "expand_as", "broadcast_to"])
-SUMS = frozenset(["sum", "mean", "nansum"])
+BROADCASTS = names_with(Effect.REPEAT, Effect.EXPAND)
+SUMS = names_with(Effect.SUM)
 
 
 def as_rows(given: FactsOf) -> FactsOf:

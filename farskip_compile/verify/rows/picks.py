@@ -14,18 +14,10 @@ import torch
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.operator_calls import INPUT, argument, dim_beside_index, dim_of, is_number
+from farskip_compile.passes.graph.operators import Effect, operator_named
 from farskip_compile.verify.rows import layout as layouts
-from farskip_compile.verify.rows.arguments import (
-    DIM,
-    INPUT,
-    argument,
-    dim_of,
-    first_of,
-    is_inexact,
-    is_number,
-    numbers,
-    others,
-)
+from farskip_compile.verify.rows.arguments import first_of, is_inexact, others
 from farskip_compile.verify.rows.layout import RowAxis, RowCount, RowLayout
 from farskip_compile.verify.rows.moved import along, behind, picked_features
 from farskip_compile.verify.rows.no_rule import unknown
@@ -140,7 +132,7 @@ def along_dim(node: fx.Node, given: FactsOf) -> RowFacts:
     value = ops.tensor(node)
     if rows.state is not RowDependence.ROWS or value is None:
         return picked_by(rows, chosen)
-    dim = _dim(node, len(rows.layout))
+    dim = dim_beside_index(node, len(rows.layout))
     if (
         dim is None
         or value.dim() != len(rows.layout)
@@ -168,12 +160,6 @@ def _own_picks(node: fx.Node, source: object, value: torch.Tensor) -> list[int]:
     return [dim for index in indices for dim in picked_features(index, value.shape)]
 
 
-def _dim(node: fx.Node, rank: int) -> int | None:
-    """The one dimension, which stands before or behind the index."""
-    found = numbers([*node.args[1:3], *(node.kwargs[key] for key in DIM if key in node.kwargs)])
-    return found[0] % rank if found and rank else None
-
-
 def interleaved(node: fx.Node, given: FactsOf) -> RowFacts:
     """Copies of each entry side by side along one dimension."""
     source, rows = first_of(node, given)
@@ -181,7 +167,7 @@ def interleaved(node: fx.Node, given: FactsOf) -> RowFacts:
     if rows.state is not RowDependence.ROWS or value is None:
         return picked_by(rows, worst([given(arg) for arg in node.all_input_nodes if arg is not source]))
     count = argument(node, 1, ("repeats",))
-    place = dim_of(node, 2, None, len(rows.layout))
+    place = dim_of(node, operator_named(ops.op_name(node)), len(rows.layout))
     if not is_number(count) or place is None:
         decided = rows.decided or (isinstance(count, fx.Node) and given(count).state is RowDependence.DECISION)
         dims = [] if place is None else [place]
@@ -237,8 +223,8 @@ def _written(node: fx.Node, given: FactsOf, rows: RowFacts, args: Sequence[fx.No
     if not kept and found.state is RowDependence.FREE:
         return DECISION if by.state is not RowDependence.FREE else FREE
     value = ops.tensor(node)
-    if found.state <= RowDependence.ROWS and kept and value is not None and ops.op_name(node).startswith("scatter"):
-        dim = _dim(node, value.dim())
+    if found.state <= RowDependence.ROWS and kept and value is not None and _effect(node) is Effect.PUT:
+        dim = dim_beside_index(node, value.dim())
         if dim is not None and all(
             len(one.layout) == value.dim() and not layouts.along(one.layout, [dim]) for one in kept
         ):
@@ -256,15 +242,15 @@ def _layout_of_written(node: fx.Node, kept: Sequence[RowFacts]) -> RowLayout:
     """Where rows are in a value of which some places were overwritten; `kept`: what is there now, and their index."""
     first = argument(node, 0, INPUT)
     value = ops.tensor(first) if isinstance(first, fx.Node) else None  # a call of `setitem` has no value of its own
-    name = ops.op_name(node).rstrip("_")
-    if value is None or "mask" in name:
+    effect = _effect(node)
+    if value is None or effect is Effect.WRITE_MASKED:
         return ()
     shape = value.shape
     where = node.args[1] if len(node.args) > 1 else None
     dims: list[int] = []
-    if name in ("index_put", "setitem", "put_sum") or (name == "added_alone" and isinstance(where, tuple | list)):
+    if effect is Effect.WRITE or (effect is Effect.ADD_ALONE and isinstance(where, tuple | list)):
         entries = list(where) if isinstance(where, tuple | list) else [where]
-        entries = [slice(None) if entry is None and name != "setitem" else entry for entry in entries]
+        entries = [slice(None) if entry is None and ops.op_name(node) != "setitem" else entry for entry in entries]
         if any(isinstance(entry, EllipsisType) or entry is None for entry in entries):
             return ()
         tensors = [ops.tensor(entry) if isinstance(entry, fx.Node) else None for entry in entries]
@@ -273,14 +259,18 @@ def _layout_of_written(node: fx.Node, kept: Sequence[RowFacts]) -> RowLayout:
             width = one.dim() if one is not None and one.dtype is torch.bool else 1
             dims += range(place, place + width) if entry != slice(None) else ()
             place += width
-    elif name != "copy":
-        dim = _dim(node, len(shape)) if "::" not in name else 0
+    elif effect is not Effect.OVERWRITE:
+        dim = dim_beside_index(node, len(shape)) if effect is not Effect.ADD_FIRST else 0
         if dim is None:
             return ()
         dims = [dim, *_own_picks(node, None, value)]
     fits = [one.layout for one in kept if len(one.layout) <= len(shape)]
     found = layouts.broadcast([_any_size(layouts.loosened(one)) for one in fits], shape)
     return () if found is None or len(fits) != len(kept) else along(found, dims, shape)
+
+
+def _effect(node: fx.Node) -> Effect:
+    return operator_named(ops.op_name(node)).effect
 
 
 def _any_size(layout: RowLayout) -> RowLayout:

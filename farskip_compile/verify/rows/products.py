@@ -16,19 +16,15 @@ from farskip_compile.verify.rows import layout as layouts
 from farskip_compile.verify.rows.arguments import first_of
 from farskip_compile.verify.rows.moved import along
 from farskip_compile.verify.rows.no_rule import unknown
-from farskip_compile.verify.rows.state import FactsOf, RowDependence, RowFacts, RowRule, merged, worst
+from farskip_compile.verify.rows.state import FactsOf, RowDependence, RowFacts, merged, worst
 
 
-def product(a: str, b: str, out: str) -> RowRule:
-    """A product whose dimensions have these labels; `...` for those in front."""
-
-    def rule(node: fx.Node, given: FactsOf) -> RowFacts:
-        args = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        if len(args) < 2:
-            return unknown(node, given)
-        return contraction(node, given, args[:2], [a, b], out)
-
-    return rule
+def product(node: fx.Node, given: FactsOf) -> RowFacts:
+    """A product of matrices."""
+    args = [arg for arg in node.args if isinstance(arg, fx.Node)]
+    if len(args) < 2:
+        return unknown(node, given)
+    return contraction(node, given, args[:2], ["...mk", "...kn"], "...mn")
 
 
 def grouped(node: fx.Node, given: FactsOf) -> RowFacts:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an operator passes rows on: a rule for each family of operators.
+"""How an operator passes rows on: a rule for each effect of the table of operators (`graph.operators`).
 
 Contract: `apply` says what is known of a node from what is known of its arguments; less than is true in doubt, never
-more. Operators go by their canonical names, pointwise ones by the tag of their ATen operator. What a user declared
+more. What an operator does to dimensions is read off its line in the table, and nowhere else. What a user declared
 fills in what no rule knows; where a rule is sure, the rule holds, and whoever compares can see that they differ.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +16,9 @@ from torch import fx
 from farskip_compile._compat import is_data_dependent, is_module_state
 from farskip_compile.passes.graph import comms, effects, ops
 from farskip_compile.passes.graph.declared import declared, is_declared, outputs_of
+from farskip_compile.passes.graph.operators import Effect, names_with, operator_named
 from farskip_compile.verify.rows import collectives, picks, views
-from farskip_compile.verify.rows.along import is_pointwise, keeps, normalises, one_hot, pointwise, reduces
+from farskip_compile.verify.rows.along import meet, normalises, one_hot, pointwise, reduced
 from farskip_compile.verify.rows.arguments import first_of, is_data
 from farskip_compile.verify.rows.moved import as_rows, moved_again
 from farskip_compile.verify.rows.no_rule import alone, free, mixes, routed, unknown
@@ -37,9 +37,9 @@ from farskip_compile.verify.rows.state import (
 
 
 def apply(node: fx.Node, given: FactsOf) -> RowFacts:
-    """What is known of the value of `node`."""
+    """Return what is known of the value of `node`."""
     name = ops.op_name(node)
-    if not name or name in SIZES:
+    if not name or operator_named(name).effect is Effect.SIZE:
         return DECISION if name and _is_decided_size(node, given) else FREE
     args = list(map(given, node.all_input_nodes))
     if worst(args).state is RowDependence.FREE:
@@ -71,7 +71,7 @@ def _of_moved(node: fx.Node, given: FactsOf, args: Sequence[RowFacts]) -> RowFac
 
 def never_mixes(node: fx.Node) -> bool:
     """Whether no rows meet in `node`, along whichever dimensions they are."""
-    return _rule_of(ops.op_name(node)) in WHEREVER
+    return _effect(node) in WHEREVER
 
 
 def _is_decided_size(node: fx.Node, given: FactsOf) -> bool:
@@ -83,7 +83,7 @@ def _is_decided_size(node: fx.Node, given: FactsOf) -> bool:
 
 
 def _of_decisions(node: fx.Node, given: FactsOf) -> RowFacts:
-    """What is made of decisions alone is one."""
+    """Return the facts of a value that is made of decisions alone: it is a decision."""
     if _is_one_number(node):
         return DECISION
     found = _by_rule(node, given)
@@ -114,13 +114,15 @@ def _is_tuple(arg: object) -> bool:
 
 
 def _by_rule(node: fx.Node, given: FactsOf) -> RowFacts:
-    """What the rule of an operator says, and the numbers among its arguments."""
-    name = ops.op_name(node)
-    rule = pointwise if "::" in name and comms.is_wait(node) else _rule_of(name)
+    """Return what the rule of an operator says, and the numbers among its arguments."""
+    is_wait = "::" in ops.op_name(node) and comms.is_wait(node)
+    effect = Effect.POINTWISE if is_wait else _effect(node)
+    rule = RULES.get(effect, unknown)
     numbers = [arg for arg in node.all_input_nodes if _is_one_number(arg)]
     number = worst([FREE, *map(given, numbers)]) if numbers else FREE
     found = unknown(node, given) if number.state > RowDependence.DECISION else rule(node, given)
-    if found.state is RowDependence.FREE and rule not in (free, attribute) and first_of(node, given)[0] is None:
+    reads = effect not in (Effect.LIKE, Effect.ATTRIBUTE)
+    if found.state is RowDependence.FREE and reads and first_of(node, given)[0] is None:
         return unknown(node, given)  # an argument that the rule has not found
     return _by_a_number(found) if number.state is RowDependence.DECISION else found
 
@@ -188,23 +190,22 @@ def _chooses(node: fx.Node) -> bool:
 
 
 def _is_stacked(node: fx.Node) -> bool:
-    """A matrix for each expert, not a vector for each token id."""
+    """Return whether `node` holds a matrix for each expert, not a vector for each token id."""
     value = ops.tensor(node)
     return value is not None and value.is_floating_point() and value.dim() >= 3
 
 
 def is_state(node: fx.Node) -> bool:
-    """A parameter or buffer."""
+    """Return whether `node` is a parameter or buffer."""
     return node.op == "get_attr" or (node.op == "placeholder" and is_module_state(node))
 
 
-@functools.lru_cache(maxsize=4096)
-def _rule_of(name: str) -> RowRule:
-    return RULES.get(name) or RULES.get(name.rstrip("_")) or (pointwise if is_pointwise(name) else unknown)
+def _effect(node: fx.Node) -> Effect:
+    return operator_named(ops.op_name(node)).effect
 
 
 def attribute(node: fx.Node, given: FactsOf) -> RowFacts:
-    """A shape, a type; or a part of a tensor: `real`, `mT`."""
+    """Read a shape, a type, or a part of a tensor: `real`, `mT`."""
     if ops.tensor(node) is None:
         return FREE
     by_name = {"T": views.backwards, "mT": views.last_two, "real": views.same, "imag": views.same}
@@ -223,111 +224,71 @@ def is_unknown(node: fx.Node) -> bool:
     name = ops.op_name(node)
     if is_declared(node) or comms.is_wait(node):
         return False
-    return bool(name) and (name.startswith("higher_order::") or _rule_of(name) is unknown)
+    return bool(name) and (name.startswith("higher_order::") or operator_named(name).effect not in RULES)
 
 
-CONTRACTIONS = frozenset(
-    [
-        "linear",
-        "matmul",
-        "mm",
-        "bmm",
-        "addmm",
-        "baddbmm",
-        "einsum",
-        "_scaled_mm",
-        "_grouped_mm",
-        "grouped_mm",
-        "transformers::grouped_mm_fallback",
-        "conv1d",
-        "convolution",
-    ]
+CONTRACTIONS = names_with(
+    Effect.LINEAR,
+    Effect.PRODUCT,
+    Effect.VECTOR_PRODUCT,
+    Effect.BIASED,
+    Effect.SCALED,
+    Effect.GROUPED,
+    Effect.EINSUM,
+    Effect.CONVOLUTION,
 )
-
-
 COMPARES = frozenset(["eq", "one_hot"])
-
-
 CHOICES = COMPARES | ops.INDEX_OPS
-
-
-SIZES = frozenset(["size", "stride", "numel", "dim", "sym_size", "sym_stride", "sym_numel", "is_floating_point"])
-
-
-def _table(*families: tuple[RowRule, str]) -> dict[str, RowRule]:
-    return {name: rule for rule, names in families for name in names.split()}
-
-
-RULES: dict[str, RowRule] = _table(
-    (free, "zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full"),
-    (
-        pointwise,
-        "float double half bfloat16 type _to_copy convert_element_type int long bool dropout native_dropout"
-        " feature_dropout fma",
-    ),
-    (views.same, "to type_as"),  # what they take a type from is not read
-    (views.same, "after_write _get_data_attr"),
-    (pointwise, "truediv floordiv mod invert and_ or_ xor neg pos pow not_ iadd imul isub itruediv"),
-    (pointwise, "contiguous clone alias detach silu log_sigmoid relu6 hardswish hardsigmoid softplus"),
-    (one_hot, "one_hot"),
-    (pointwise, "_c10d_functional::wait_tensor _c10d_functional::all_reduce _c10d_functional::all_reduce_"),
-    (keeps(1), "softmax log_softmax _softmax _log_softmax cumsum cumprod logcumsumexp cummax cummin"),
-    (keeps(1, [0]), "slice"),
-    (reduces(1, [0]), "select"),
-    (keeps(1, several=True), "flip"),
-    (keeps(2), "roll"),
-    (keeps(1, [-1]), "sort argsort glu"),
-    (keeps(1, [0]), "msort"),
-    (keeps(2, [-1], picks=True), "topk"),
-    (reduces(2, [-1], picks=True), "kthvalue"),
-    (reduces(1), "sum mean prod any all amax amin logsumexp var std var_mean nansum count_nonzero"),
-    (reduces(1), "max min argmax argmin median nanmedian mode aminmax"),
-    (reduces(2), "norm linalg_vector_norm"),
-    (normalises, "layer_norm rms_norm native_layer_norm"),
-    (linear, "linear"),
-    (matmul, "matmul"),
-    (product("...mk", "...kn", "...mn"), "mm bmm"),
-    (biased, "addmm baddbmm addbmm"),
-    (scaled, "_scaled_mm"),
-    (grouped, "_grouped_mm grouped_mm transformers::grouped_mm_fallback"),
-    (einsum, "einsum"),
-    (views.view, "view reshape _unsafe_view view_as reshape_as flatten unflatten unsqueeze squeeze"),
-    (views.transpose, "transpose swapaxes swapdims t"),
-    (views.permute, "permute"),
-    (views.resized, "from_local to_local redistribute full_tensor"),
-    (views.moved_dims, "movedim moveaxis"),
-    (views.repeated, "repeat tile"),
-    (picks.interleaved, "repeat_interleave"),
-    (views.as_pairs, "view_as_complex view_as_real"),
-    (attribute, "getattr"),
-    (views.expand, "expand expand_as broadcast_to"),
-    (views.padded, "pad constant_pad_nd"),
-    (views.pieces, "chunk split unbind split_with_sizes tensor_split"),
-    (views.joined, "cat stack concat concatenate"),
-    (picks.getitem, "getitem"),
-    (picks.indexed, "index"),
-    (picks.along_dim, "gather take_along_dim index_select"),
-    (picks.embedded, "embedding"),
-    (
-        picks.written,
-        "scatter scatter_add scatter_reduce index_add index_copy index_put put_sum index_fill masked_scatter setitem "
-        "copy",
-    ),
-    (picks.added, "added_alone"),
-    # operators of libraries that do the same in one kernel
-    (picks.written, "torchtitan::deterministic_scatter_add"),
-    (alone, "torchtitan::silu_and_mul"),
-    (collectives.gathered, "_c10d_functional::all_gather_into_tensor"),
-    (collectives.scattered, "_c10d_functional::reduce_scatter_tensor"),
-    (collectives.exchanged, "_c10d_functional::all_to_all_single"),
-    (mixes, "scaled_dot_product_attention conv1d convolution"),
-)
-
+RULES: dict[Effect, RowRule] = {
+    Effect.LIKE: free,
+    Effect.ATTRIBUTE: attribute,
+    Effect.POINTWISE: pointwise,
+    **dict.fromkeys([Effect.CAST, Effect.COPY, Effect.SAME, Effect.MARK], views.same),
+    Effect.ONE_HOT: one_hot,
+    **dict.fromkeys([Effect.VIEW, Effect.UNIT], views.view),
+    **dict.fromkeys([Effect.TRANSPOSE, Effect.PERMUTE, Effect.MOVE], views.turned),
+    Effect.EXPAND: views.expand,
+    Effect.REPEAT: views.repeated,
+    Effect.INTERLEAVE: picks.interleaved,
+    Effect.PLACE: views.resized,
+    Effect.PAIRS: views.as_pairs,
+    Effect.PAD: views.padded,
+    **dict.fromkeys([Effect.SPLIT, Effect.UNBIND], views.pieces),
+    **dict.fromkeys([Effect.JOIN, Effect.STACK], views.joined),
+    Effect.ITEM: picks.getitem,
+    Effect.INDEX: picks.indexed,
+    **dict.fromkeys([Effect.PICK, Effect.PICK_ROWS], picks.along_dim),
+    Effect.TABLE: picks.embedded,
+    **dict.fromkeys([Effect.PUT, Effect.PUT_ROWS, Effect.ADD_ROWS, Effect.ADD_FIRST], picks.written),
+    **dict.fromkeys([Effect.WRITE, Effect.WRITE_MASKED, Effect.OVERWRITE], picks.written),
+    Effect.ADD_ALONE: picks.added,
+    **dict.fromkeys([Effect.ALONG, Effect.ROLL, Effect.SORT, Effect.BEST, Effect.SLICE], meet),
+    **dict.fromkeys([Effect.REDUCE, Effect.SUM, Effect.TAKE_BEST, Effect.SELECT], reduced),
+    Effect.NORM: normalises,
+    Effect.LINEAR: linear,
+    Effect.VECTOR_PRODUCT: matmul,
+    Effect.PRODUCT: product,
+    Effect.BIASED: biased,
+    Effect.SCALED: scaled,
+    Effect.GROUPED: grouped,
+    Effect.EINSUM: einsum,
+    **dict.fromkeys([Effect.ATTENTION, Effect.CONVOLUTION], mixes),
+    Effect.ROW_KERNEL: alone,
+    Effect.GATHER: collectives.gathered,
+    Effect.SCATTER: collectives.scattered,
+    Effect.EXCHANGE: collectives.exchanged,
+}
+"""The rule for each effect; without one, nothing is known of the result."""
 
 WHEREVER = frozenset(
-    [pointwise, picks.written, picks.added, picks.getitem, picks.indexed, views.view, views.same, views.transpose]
+    [
+        *(Effect.POINTWISE, Effect.CAST, Effect.COPY, Effect.SAME, Effect.MARK),
+        *(Effect.VIEW, Effect.UNIT, Effect.TRANSPOSE),
+        *(Effect.ITEM, Effect.INDEX, Effect.PUT, Effect.PUT_ROWS, Effect.ADD_ROWS, Effect.ADD_FIRST),
+        *(Effect.WRITE, Effect.WRITE_MASKED, Effect.OVERWRITE, Effect.ADD_ALONE),
+    ]
 )
-"""Rules that hold of picked rows of which nobody knows along which dimensions they are."""
+"""Effects whose rules hold for picked rows of which nobody knows along which dimensions they are."""
 
 
 def exchange(node: fx.Node, given: FactsOf) -> RowFacts:

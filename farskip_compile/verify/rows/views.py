@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.operator_calls import INPUT, argument, dim_of, order_of
+from farskip_compile.passes.graph.operators import Effect, operator_named
 from farskip_compile.verify.rows import layout as layouts
-from farskip_compile.verify.rows.arguments import INPUT, all_dims_of, argument, dim_of, first_of, numbers
+from farskip_compile.verify.rows.arguments import first_of
 from farskip_compile.verify.rows.layout import RowAxis, RowLayout
 from farskip_compile.verify.rows.moved import along
 from farskip_compile.verify.rows.no_rule import unknown
@@ -20,7 +22,7 @@ from farskip_compile.verify.rows.state import FactsOf, RowDependence, RowFacts, 
 
 
 def view(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The same entries in the same order, in another shape; or the same bits as numbers of another type."""
+    """Keep the entries and their order in another shape; of bits that become other numbers nothing is known."""
     source, rows = first_of(node, given)
     value = ops.tensor(node)
     old = ops.tensor(source) if source is not None else None
@@ -36,26 +38,20 @@ def view(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def same(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The same entries at the same places."""
+    """Keep the entries at their places."""
     return first_of(node, given)[1]
 
 
-def transpose(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Two dimensions change places."""
+def turned(node: fx.Node, given: FactsOf) -> RowFacts:
+    """Put dimensions in another order."""
     _, rows = first_of(node, given)
     if rows.state is not RowDependence.ROWS:
         return rows
-    count = len(rows.layout)
-    two = numbers((*node.args[1:], *node.kwargs.values())) or [0, 1]
-    order = list(range(count))
-    if count > 1:
-        a, b = (dim % count for dim in two[:2])
-        order[a], order[b] = b, a
-    return _ordered(rows, order)
+    return _ordered(rows, order_of(node, operator_named(ops.op_name(node)), len(rows.layout)))
 
 
 def last_two(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The last two dimensions change places."""
+    """Exchange the last two dimensions."""
     _, rows = first_of(node, given)
     order = list(range(len(rows.layout)))
     return rows if rows.state is not RowDependence.ROWS else _ordered(rows, [*order[:-2], *order[:-3:-1]])
@@ -65,28 +61,6 @@ def backwards(node: fx.Node, given: FactsOf) -> RowFacts:
     """All dimensions in the opposite order."""
     _, rows = first_of(node, given)
     return rows if rows.state is not RowDependence.ROWS else _ordered(rows, range(len(rows.layout))[::-1])
-
-
-def permute(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Dimensions in another order."""
-    _, rows = first_of(node, given)
-    if rows.state is not RowDependence.ROWS:
-        return rows
-    return _ordered(rows, all_dims_of(node, 1, len(rows.layout)))
-
-
-def moved_dims(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Some dimensions to other places, the rest in order."""
-    _, rows = first_of(node, given)
-    if rows.state is not RowDependence.ROWS:
-        return rows
-    count = len(rows.layout)
-    given_args = [*node.args[1:], *(node.kwargs[key] for key in ("source", "destination") if key in node.kwargs)]
-    sources, places = ([dim % count for dim in numbers([arg])] for arg in given_args)
-    order = [dim for dim in range(count) if dim not in sources]
-    for place, source in sorted(zip(places, sources, strict=True)):
-        order.insert(place, source)
-    return _ordered(rows, order)
 
 
 def _ordered(rows: RowFacts, order: Sequence[int]) -> RowFacts:
@@ -104,7 +78,7 @@ def expand(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def resized(node: fx.Node, given: FactsOf) -> RowFacts:
-    """The same rows, of one rank or of all: a distributed tensor and its local part."""
+    """Keep the rows, of one rank or of all: a distributed tensor and its local part."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
     if rows.state is not RowDependence.ROWS or value is None:
@@ -119,7 +93,7 @@ def resized(node: fx.Node, given: FactsOf) -> RowFacts:
 
 
 def repeated(node: fx.Node, given: FactsOf) -> RowFacts:
-    """Copies one behind the other along each dimension."""
+    """Put copies one behind the other along each dimension."""
     _, rows = first_of(node, given)
     value = ops.tensor(node)
     if rows.state is not RowDependence.ROWS or value is None:
@@ -183,10 +157,11 @@ def pieces(node: fx.Node, given: FactsOf) -> RowFacts:
     value = ops.fake(node)
     if rows.state is not RowDependence.ROWS or not isinstance(value, tuple | list):
         return rows if not isinstance(value, tuple | list) else _parts(rows, [rows] * len(value))
-    name = ops.op_name(node)
-    dim = dim_of(node, 1 if name == "unbind" else 2, 0, len(rows.layout))
+    operator = operator_named(ops.op_name(node))
+    goes = operator.effect is Effect.UNBIND
+    dim = dim_of(node, operator, len(rows.layout))
     if dim is None or layouts.tokens(rows.layout[dim]):
-        kept = [d for place, d in enumerate(layouts.loosened(rows.layout)) if name != "unbind" or place != dim]
+        kept = [d for place, d in enumerate(layouts.loosened(rows.layout)) if not goes or place != dim]
         layout = [along(tuple(kept), (), one.shape) for one in value]
         return _parts(rows, [RowFacts(RowDependence.MOVED, one, decided=rows.decided, at=node) for one in layout])
     members = []
@@ -194,7 +169,7 @@ def pieces(node: fx.Node, given: FactsOf) -> RowFacts:
         left = tuple(
             d if layouts.tokens(d) else layouts.features([size])[0]
             for d, size in zip(
-                (d for place, d in enumerate(rows.layout) if name != "unbind" or place != dim), one.shape, strict=True
+                (d for place, d in enumerate(rows.layout) if not goes or place != dim), one.shape, strict=True
             )
         )
         members.append(RowFacts(RowDependence.ROWS, left, rows.picked, rows.decided))
@@ -216,10 +191,11 @@ def joined(node: fx.Node, given: FactsOf) -> RowFacts:
     found = worst(rows)
     if found.state is not RowDependence.ROWS or value is None:
         return found
-    dim = dim_of(node, 1, 0, value.dim())
+    operator = operator_named(ops.op_name(node))
+    dim = dim_of(node, operator, value.dim())
     if dim is None:
         return unknown(node, given)
-    stack = ops.op_name(node) == "stack"
+    stack = operator.effect is Effect.STACK
     aligned: list[RowFacts] = []
     for one in rows:
         own: RowLayout = (*one.layout[:dim], (), *one.layout[dim:]) if stack else one.layout

@@ -6,54 +6,39 @@ Contract: as in `rules`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from farskip_compile.verify.tokens.arguments import (
-    Args,
-    Form,
-    Kwargs,
-    UnknownError,
-    argument,
-    labelled,
-    one_form,
-)
+from farskip_compile.passes.graph.operator_calls import dim_of, order_of
+from farskip_compile.passes.graph.operators import Effect
+from farskip_compile.verify.tokens.arguments import LabelledCall, LabelRule, UnknownError, labelled
 from farskip_compile.verify.tokens.labels import TokenLabels, aligned, at_depth, label_of, mixed, viewed
+
+FILLS = ("zeros", "ones", "empty")
 
 # Views
 
 
-def _view(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    return viewed(args[0], one_form(form)[0])
+def _view(call: LabelledCall) -> Any:
+    if any(isinstance(one, torch.dtype) for one in (*call.args, *call.kwargs.values())):
+        raise UnknownError("its bits are read as numbers of another type")
+    return viewed(call.args[0], call.shape)
 
 
-def _same(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    return args[0]
+def _same(call: LabelledCall) -> Any:
+    return call.args[0]
 
 
-def _expanded(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    value, shape = args[0], one_form(form)[0]
+def _expanded(call: LabelledCall) -> Any:
+    value, shape = call.args[0], call.shape
     return TokenLabels(aligned(value, shape, len(shape) - len(value.shape) + value.depth), shape)
 
 
-def _turned(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    """Two dimensions that are named, or the last two, change places."""
-    value, shape = args[0], one_form(form)[0]
-    count = len(shape)
-    one = argument(args, kwargs, 1, "dim0", -2 if len(args) < 2 and count > 1 else 0) % count
-    other = argument(args, kwargs, 2, "dim1", -1) % count
-    order = list(range(count))
-    order[one], order[other] = other, one
-    return _in_order(value, order, shape)
-
-
-def _permuted(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    value, shape = args[0], one_form(form)[0]
-    given = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:] or kwargs["dims"]
-    return _in_order(value, [dim % len(shape) for dim in given], shape)
+def _turned(call: LabelledCall) -> Any:
+    """Dimensions in another order."""
+    return _in_order(call.args[0], order_of(call, call.operator, len(call.shape)), call.shape)
 
 
 def _in_order(value: TokenLabels, order: Sequence[int], shape: tuple[int, ...]) -> TokenLabels:
@@ -69,27 +54,31 @@ def _in_order(value: TokenLabels, order: Sequence[int], shape: tuple[int, ...]) 
     )
 
 
-def _size(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    dim = argument(args, kwargs, 1, "dim")
-    return torch.Size(args[0].shape) if dim is None else args[0].shape[dim]
+def _size(call: LabelledCall) -> Any:
+    if call.name != "size":
+        return None
+    dim = call.argument(1, "dim")
+    return torch.Size(call.args[0].shape) if dim is None else call.args[0].shape[dim]
 
 
 # Parts
 
 
-def _item(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    value, index = args[0], args[1]
+def _item(call: LabelledCall) -> Any:
+    value, index = call.args[0], call.args[1]
     if isinstance(value, tuple | list):
         return value[index]
-    parts = list(index) if isinstance(index, tuple | list) else [index]
+    if isinstance(index, list):
+        raise UnknownError("its index is a list")
+    parts = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(part, torch.Tensor) for part in parts):
         rest_is_whole = all(part == slice(None) for part in parts[1:] if not isinstance(part, torch.Tensor))
         if not isinstance(parts[0], torch.Tensor) or any(isinstance(part, torch.Tensor) for part in parts[1:]):
             raise UnknownError("an index that is not the first one is a tensor")
         if not rest_is_whole or parts[0].dtype.is_floating_point:
             raise UnknownError("an index of several kinds")
-        return TokenLabels(at_depth(value, max(value.depth, 1)).rows[parts[0]], one_form(form)[0])
-    return _sliced(value, parts, one_form(form)[0])
+        return TokenLabels(at_depth(value, max(value.depth, 1)).rows[parts[0]], call.shape)
+    return _sliced(value, parts, call.shape)
 
 
 def _sliced(value: TokenLabels, parts: list[Any], shape: tuple[int, ...]) -> TokenLabels:
@@ -116,53 +105,56 @@ def _sliced(value: TokenLabels, parts: list[Any], shape: tuple[int, ...]) -> Tok
     return TokenLabels(rows, shape)
 
 
-def _selected(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    dim = argument(args, kwargs, 1, "dim") % len(args[0].shape)
-    return _sliced(args[0], [slice(None)] * dim + [argument(args, kwargs, 2, "index")], one_form(form)[0])
+def _selected(call: LabelledCall) -> Any:
+    value = call.args[0]
+    return _sliced(value, [slice(None)] * _dim(call, len(value.shape)) + [call.argument(2, "index")], call.shape)
 
 
-def _narrowed(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    dim, start, length = (
-        argument(args, kwargs, place, name) for place, name in ((1, "dim"), (2, "start"), (3, "length"))
-    )
-    return _sliced(
-        args[0], [slice(None)] * (dim % len(args[0].shape)) + [slice(start, start + length)], one_form(form)[0]
-    )
+def _narrowed(call: LabelledCall) -> Any:
+    value, start, length = call.args[0], call.argument(2, "start"), call.argument(3, "length")
+    return _sliced(value, [slice(None)] * _dim(call, len(value.shape)) + [slice(start, start + length)], call.shape)
 
 
-def _divided(dim_at: int) -> Callable[[Args, Kwargs, Form], Any]:
+def _dim(call: LabelledCall, rank: int) -> int:
+    """Return the one dimension, of `rank`, that a call works along.
+
+    Raises:
+        UnknownError: it can't be told.
+    """
+    dim = dim_of(call, call.operator, rank)
+    if dim is None:
+        raise UnknownError("its dimension is not known")
+    return dim
+
+
+def _divided(call: LabelledCall) -> Any:
     """Consecutive parts, whose sizes are those of the results."""
-
-    def rule(args: Args, kwargs: Kwargs, form: Form) -> Any:
-        value: TokenLabels = args[0]
-        dim = argument(args, kwargs, dim_at, "dim", 0) % len(value.shape)
-        if not isinstance(form, list):
-            raise UnknownError("its results are not known")
-        found, start = [], 0
-        for shape, _ in form:
-            gone = len(shape) < len(value.shape)
-            length = 1 if gone else shape[dim]
-            part = start if gone else slice(start, start + length)
-            found.append(_sliced(value, [slice(None)] * dim + [part], shape))
-            start += length
-        return tuple(found)
-
-    return rule
+    value: TokenLabels = call.args[0]
+    dim = _dim(call, len(value.shape))
+    if not isinstance(call.form, list):
+        raise UnknownError("its results are not known")
+    found, start = [], 0
+    for shape, _ in call.form:
+        gone = len(shape) < len(value.shape)
+        length = 1 if gone else shape[dim]
+        part = start if gone else slice(start, start + length)
+        found.append(_sliced(value, [slice(None)] * dim + [part], shape))
+        start += length
+    return tuple(found)
 
 
 # Joins
 
 
-def _joined(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    shape = one_form(form)[0]
-    dim = argument(args, kwargs, 1, "dim", 0) % len(shape)
-    return _along(dim, [labelled(one) for one in args[0]], shape)
+def _joined(call: LabelledCall) -> Any:
+    shape = call.shape
+    return _along(_dim(call, len(shape)), [labelled(one) for one in call.args[0]], shape)
 
 
-def _stacked(args: Args, kwargs: Kwargs, form: Form) -> Any:
-    shape = one_form(form)[0]
-    dim = argument(args, kwargs, 1, "dim", 0) % len(shape)
-    parts = [viewed(labelled(one), (*shape[:dim], 1, *shape[dim + 1 :])) for one in args[0]]
+def _stacked(call: LabelledCall) -> Any:
+    shape = call.shape
+    dim = _dim(call, len(shape))
+    parts = [viewed(labelled(one), (*shape[:dim], 1, *shape[dim + 1 :])) for one in call.args[0]]
     return _along(dim, parts, shape)
 
 
@@ -177,60 +169,67 @@ def _along(dim: int, parts: Sequence[TokenLabels], shape: tuple[int, ...]) -> To
     return TokenLabels(rows, shape)
 
 
-def _repeated(args: Args, kwargs: Kwargs, form: Form) -> Any:
+def _repeated(call: LabelledCall) -> Any:
     """`repeat_interleave` along the first dimension."""
-    value, shape = args[0], one_form(form)[0]
-    dim = argument(args, kwargs, 2, "dim")
-    count = argument(args, kwargs, 1, "repeats")
+    value = call.args[0]
+    dim = call.argument(2, "dim")
+    count = call.argument(1, "repeats")
     if dim != 0 and not (dim is None and len(value.shape) == 1):
         raise UnknownError("entries are repeated along another dimension than the first")
     rows = at_depth(value, max(value.depth, 1)).rows
-    return TokenLabels(torch.repeat_interleave(rows, count, 0), shape)
+    return TokenLabels(torch.repeat_interleave(rows, count, 0), call.shape)
 
 
-def _padded(args: Args, kwargs: Kwargs, form: Form) -> Any:
+def _padded(call: LabelledCall) -> Any:
     """Rows of zeros after the last one, or before the first."""
-    value, shape = args[0], one_form(form)[0]
-    sizes, mode = list(args[1]), argument(args, kwargs, 2, "mode", "constant")
-    if isinstance(value, torch.Tensor) or mode != "constant" or argument(args, kwargs, 3, "value") not in (None, 0):
+    if call.name != "pad":
+        return None
+    value, shape = call.args[0], call.shape
+    sizes, mode = list(call.args[1]), call.argument(2, "mode", "constant")
+    if isinstance(value, torch.Tensor) or mode != "constant" or call.argument(3, "value") not in (None, 0):
         raise UnknownError("it is padded with something else than zeros")
     if len(sizes) != 2 * len(shape) or any(sizes[:-2]) or min(sizes) < 0:
         raise UnknownError("other dimensions are padded than the first")
     before, after = sizes[-2:]
-    zeros = [_made("zeros", (), {}, ((count, *shape[1:]), torch.float64)) for count in (before, after)]
-    return _along(0, [zeros[0], value, zeros[1]], shape)
+    rows_before, rows_after = (zeros((count, *shape[1:])) for count in (before, after))
+    return _along(0, [rows_before, value, rows_after], shape)
 
 
 # New ones
 
 
-def _made(kind: str, args: Args, kwargs: Kwargs, form: Form) -> Any:
+def zeros(shape: tuple[int, ...]) -> TokenLabels:
+    """Return the labels of zeros: all rows are the same."""
+    return _filled("zeros", shape)
+
+
+def _like(call: LabelledCall) -> Any:
     """Zeros, ones: each entry the same."""
-    shape, dtype = one_form(form)
-    if not dtype.is_floating_point:
-        return getattr(torch, kind)(shape, dtype=dtype)
+    kind = call.name.removeprefix("new_").removesuffix("_like")
+    shape, dtype = call.one_form
+    if kind not in FILLS:
+        return None
+    return _filled(kind, shape) if dtype.is_floating_point else getattr(torch, kind)(shape, dtype=dtype)
+
+
+def _filled(kind: str, shape: tuple[int, ...]) -> TokenLabels:
     depth = max(len(shape) - 1, min(len(shape), 1))  # all rows are the same
     return TokenLabels(torch.full(shape[:depth], label_of(kind)), shape)
 
 
-RULES: dict[str, Callable[[Args, Kwargs, Form], Any]] = {
-    **dict.fromkeys(["view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten", "unflatten"], _view),
-    **dict.fromkeys(["unsqueeze", "squeeze"], _view),
-    **dict.fromkeys(["contiguous", "clone", "detach", "alias"], _same),
-    "dropout": _same,  # an active one is refused before
-    **dict.fromkeys(["expand", "expand_as", "broadcast_to"], _expanded),
-    **dict.fromkeys(["transpose", "swapaxes", "swapdims", "t"], _turned),
-    "permute": _permuted,
-    "size": _size,
-    "getitem": _item,
-    "select": _selected,
-    "narrow": _narrowed,
-    **dict.fromkeys(["split", "split_with_sizes", "chunk", "tensor_split"], _divided(2)),
-    "unbind": _divided(1),
-    **dict.fromkeys(["cat", "concat", "concatenate"], _joined),
-    "stack": _stacked,
-    "pad": _padded,
-    "repeat_interleave": _repeated,
-    **{f"{kind}_like": partial(_made, kind) for kind in ("zeros", "ones", "empty")},
-    **{f"new_{kind}": partial(_made, kind) for kind in ("zeros", "ones", "empty")},
+RULES: dict[Effect, LabelRule] = {
+    **dict.fromkeys([Effect.VIEW, Effect.UNIT], _view),
+    **dict.fromkeys([Effect.COPY, Effect.SAME], _same),
+    Effect.EXPAND: _expanded,
+    **dict.fromkeys([Effect.TRANSPOSE, Effect.PERMUTE, Effect.MOVE], _turned),
+    Effect.SIZE: _size,
+    Effect.ITEM: _item,
+    Effect.SELECT: _selected,
+    Effect.NARROW: _narrowed,
+    **dict.fromkeys([Effect.SPLIT, Effect.UNBIND], _divided),
+    Effect.JOIN: _joined,
+    Effect.STACK: _stacked,
+    Effect.PAD: _padded,
+    Effect.INTERLEAVE: _repeated,
+    Effect.LIKE: _like,
 }

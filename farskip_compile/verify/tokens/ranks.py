@@ -88,6 +88,7 @@ class SimulatedRanks:
         self.count = count
         self.error = error
         self.seed = seed
+        self.first = shared
         self.leaves: dict[str, list[Any]] = shared.leaves if shared is not None else {}
         self.values: dict[fx.Node, list[Any]] = {}
         self.sizes: list[dict[str, int]] = [{} for _ in range(count)]

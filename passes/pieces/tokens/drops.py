@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from torch import fx
 
 from farskip_compile.passes.graph import ops
+from farskip_compile.passes.graph.operator_calls import dims_of
+from farskip_compile.passes.graph.operators import operator_named
 from farskip_compile.passes.graph.walk import spread
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.pieces.tokens.order import dims_of
 
 KEPT = {"lt": 0, "ge": 0, "le": 1, "gt": 1, "clamp": 1, "clamp_max": 1, "clip": 1, "minimum": 1}
 """How many more rows have a number that passes, than the number that they are compared with."""
@@ -57,7 +58,7 @@ def _numbers_rows(node: fx.Node, rows: int) -> bool:
     value = ops.tensor(node)
     if ops.op_name(node) != "cumsum" or value is None or value.is_floating_point():
         return False
-    return any(int(value.shape[dim]) % rows == 0 for dim in dims_of(node, value.dim()))
+    return any(int(value.shape[dim]) % rows == 0 for dim in dims_of(node, operator_named("cumsum"), value.dim()))
 
 
 def _whole_numbers(node: fx.Node) -> list[fx.Node]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be there once for each piece, if the tokens of an exchange are cut: from the choice of experts to the place
-where every token has what its experts made of it.
+"""Find the nodes that are copied for each piece if the tokens of an exchange are cut.
+
+They go from the choice of experts to the place where every token has what its experts made of it.
 
 In:    a Dynamo graph.
 Out:   a `CopiedRegion` for each pair of exchanges whose sizes data decides, or by all-gather (`gathers`); of one that
@@ -21,17 +22,16 @@ Algorithm, for all-to-alls with the same sizes, between those before and those b
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from farskip_compile.passes.graph import comms, ops
+from farskip_compile.passes.graph import ops
 from farskip_compile.passes.pieces.gathered import gathered_exchanges
 from farskip_compile.passes.pieces.notes import is_piece
 from farskip_compile.passes.pieces.rules import NotSeparableError
-from farskip_compile.passes.pieces.tokens.facts import TokenFacts, Window, deciding, sizes_of
+from farskip_compile.passes.pieces.tokens.facts import ExchangeMembers, TokenFacts, Window, deciding, exchanges_by_sizes
 from farskip_compile.passes.pieces.tokens.gathers import inside_of
 from farskip_compile.passes.pieces.tokens.order import MADE, chooses, has_no_rows, keeps_rows, mixes, rows_of
 from farskip_compile.passes.schedule.collectives import launches_with_waits
@@ -64,7 +64,7 @@ class CopiedRegion:
         return self.window.ordered({*self.inside, *self.around})
 
     def cut(self) -> list[fx.Node]:
-        """The values from outside that are cut, each along its rows."""
+        """Return the values from outside that are cut, each along its rows."""
         own = {*self.inside, *self.around}
         read = {arg: None for node in self.nodes() for arg in node.all_input_nodes if arg not in own}
         return [arg for arg in read if arg in self.window.facts.data and rows_of(arg) is not None]
@@ -75,12 +75,8 @@ class CopiedRegion:
         return math.gcd(*(rows_of(value) or 1 for value in (*self.cut(), *around)))
 
 
-ExchangesOfOneSize = Sequence[tuple[fx.Node, list[fx.Node]]]
-"""Exchanges with the same sizes, and their waits."""
-
-
 def regions_of(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
-    """The regions of `graph`, and of exchanges without one the reason."""
+    """Return the regions of `graph`, and the reasons why exchanges have none."""
     regions, refused = _by_all_to_all(graph)
     if not regions and not refused:
         regions, refused = _by_gather(graph)
@@ -88,14 +84,13 @@ def regions_of(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableEr
 
 
 def _by_all_to_all(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
-    together: dict[frozenset[object], list[tuple[fx.Node, list[fx.Node]]]] = defaultdict(list)
-    for launch, waits in launches_with_waits(graph).items():
-        if comms.is_all_to_all(launch) and not is_piece(launch) and ops.is_floating(launch) and sizes_of(launch):
-            together[frozenset(map(tuple, launch.args[1:3]))].append((launch, waits))  # type: ignore[arg-type]
-    facts = TokenFacts(graph, deciding(next(iter(together.values()))[0][0])) if together else None
+    together = exchanges_by_sizes(graph, lambda launch: not is_piece(launch) and ops.is_floating(launch))
+    if not together:
+        return [], []
+    first, _ = together[0][0]
     regions: list[CopiedRegion] = []
-    refused = []
-    for members, window in facts.windows(list(together.values())) if facts is not None else ():
+    refused: list[NotSeparableError] = []
+    for members, window in TokenFacts(graph, deciding(first)).windows(together):
         try:
             regions.append(_region(window, members))
         except NotSeparableError as reason:
@@ -105,13 +100,15 @@ def _by_all_to_all(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparab
 
 def _by_gather(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableError]]:
     found = gathered_exchanges(graph)
-    waits = launches_with_waits(graph) if found else {}
-    facts = TokenFacts(graph, deciding(found[0].launch)) if found else None
+    if not found:
+        return [], []
+    waits = launches_with_waits(graph)
+    facts = TokenFacts(graph, deciding(found[0].launch))
     exchanges = {one.launch: one for one in found}
     pairs = [[(one.launch, waits[one.launch]), (one.scatter, waits[one.scatter])] for one in found]
     regions: list[CopiedRegion] = []
-    refused = []
-    for members, window in facts.windows(pairs) if facts is not None else ():
+    refused: list[NotSeparableError] = []
+    for members, window in facts.windows(pairs):
         exchange = exchanges[members[0][0]]
         try:
             launches, inside, rows = inside_of(window, exchange, waits[exchange.scatter])
@@ -123,7 +120,7 @@ def _by_gather(graph: fx.Graph) -> tuple[list[CopiedRegion], list[NotSeparableEr
     return regions, refused
 
 
-def _region(window: Window, members: ExchangesOfOneSize) -> CopiedRegion:
+def _region(window: Window, members: ExchangeMembers) -> CopiedRegion:
     launches = [launch for launch, _ in members]
     back = [wait for launch, waits in members if launch.args[1:3] != launches[0].args[1:3] for wait in waits]
     if not back:
@@ -143,8 +140,11 @@ def _region(window: Window, members: ExchangesOfOneSize) -> CopiedRegion:
 def inside_between(
     window: Window, meeting: Collection[fx.Node], ends: Collection[fx.Node], back: Sequence[fx.Node]
 ) -> set[fx.Node]:
-    """Step 2: of what depends on rows that met, what leads to `ends`, and what comes from `back` up to where rows are
-    in the order of the tokens again."""
+    """Return the nodes inside of a region (step 2).
+
+    They depend on rows that met, and lead to `ends`; or come from `back`, up to where rows are in the order of the
+    tokens again.
+    """
     home = window.after(back)
     early = set(meeting) - home
     returned = _returned(window, home, early, back)
@@ -154,7 +154,7 @@ def inside_between(
 def _returned(
     window: Window, home: Collection[fx.Node], early: Collection[fx.Node], back: Sequence[fx.Node]
 ) -> set[fx.Node]:
-    """What came back, up to where its rows are those of tokens."""
+    """Return the nodes that hold what came back, up to where their rows are those of tokens."""
     ends = set(back)
     for node in window.ordered(home):
         if chooses(node) or ops.is_attention(node):
@@ -223,7 +223,7 @@ def _joined(regions: Sequence[CopiedRegion]) -> Iterator[CopiedRegion]:
 
 
 def _between(one: CopiedRegion, other: CopiedRegion) -> set[fx.Node] | None:
-    """What is between them, if rows stay apart there, and it can be cut into as many parts."""
+    """Return the nodes between two regions, if rows stay apart there, and they can be cut into as many parts."""
     window = Window(one.window.facts, one.window.start, other.window.end)
     own = {*one.inside, *one.around}
     after = window.after(own) - own

@@ -23,7 +23,7 @@ from farskip_compile.passes.graph.graph_snapshot import GraphSnapshot
 from farskip_compile.passes.pieces.blocks import exchanges_of
 from farskip_compile.passes.pieces.by_expert import cut_by_expert
 from farskip_compile.passes.pieces.notes import is_piece, noted
-from farskip_compile.verify.blocks import verify_blocks
+from farskip_compile.verify.tokens.by_expert import verify_by_expert
 
 RANKS, EXPERTS, WIDTH = 2, 8, 3
 Layer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -88,7 +88,7 @@ def cut(module: fx.GraphModule, pieces: int) -> tuple[str, ...]:
     before = GraphSnapshot(module.graph)
     refused = cut_by_expert(module.graph, lambda _: pieces)
     module.graph.lint()
-    verify_blocks(module.graph, before)
+    verify_by_expert(module.graph, before)
     module.recompile()
     return tuple(map(str, refused))
 

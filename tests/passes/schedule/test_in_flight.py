@@ -12,8 +12,9 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 import farskip_compile.compiler.carrier.landing  # noqa: F401 (an operator)
-from farskip_compile.compiler.inductor_passes import schedule_post_grad
+from farskip_compile.compiler.config import FarSkipConfig, resolve
 from farskip_compile.compiler.inductor_passes.plan import Plan
+from farskip_compile.compiler.inductor_passes.post_grad import schedule_post_grad
 from farskip_compile.costs.profile import load_profile
 from farskip_compile.errors import VerificationError
 from farskip_compile.passes.graph import comms, ops
@@ -79,7 +80,8 @@ def test_the_pass_can_be_left_out(skip: tuple[str, ...]) -> None:
     (launch,) = graph.find_nodes(op="call_function", target=c10d.all_reduce.default)
     with fake_ranks(2) as world:
         launch.update_arg(2, world.group_name)
-        report = schedule_post_grad(graph, Plan(load_profile("cpu-gloo"), check_order=False, skip=skip))
+        config = resolve(FarSkipConfig(check_order=False, disable_passes=skip))
+        report = schedule_post_grad(graph, Plan(config=config, profile=load_profile("cpu-gloo")))
     assert report.left_in_flight == (0 if skip else 1)
     assert ("wait_tensor_default_1" in names(graph)) is bool(skip)
 
