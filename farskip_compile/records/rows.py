@@ -44,7 +44,12 @@ class SubBlockRows:
 
     @classmethod
     def of(cls, table: Table, config: Mapping[str, Any]) -> SubBlockRows:
-        """Return the sub-blocks of a whole model, by its table and the options that it was compiled with."""
+        """Return the sub-blocks of a whole model.
+
+        Args:
+            table: the table of the model.
+            config: the options that the model was compiled with, as plain data.
+        """
         connectivity, layers = config["connectivity"], config["layers"]
         if isinstance(connectivity, Mapping):
             connectivity = {row: tuple(terms) for row, terms in connectivity.items()}

@@ -183,8 +183,8 @@ FURTHER = (
     ),
     SourceFault(
         "farskip_compile/compiler/guard/limit.py",
-        "    if not is_ours(found.compiler):\n",
-        "    if False:\n",
+        "    is_other = not is_ours(found.compiler)\n",
+        "    is_other = False\n",
         "tests/guard/test_limit.py",
     ),
     SourceFault(
