@@ -125,16 +125,18 @@ def _read_by(
             seen.add(one)
             if one in held and held[one] != itself:
                 (values if 0 in held[one] else others).append(held[one])
+            elif one not in newest:
+                continue  # no residual value reaches the node: a size of one, a mask, a position
             elif one in through:
                 values.append(newest[one])
             elif one in beside:
                 older.append(newest[one])
-            elif one in newest:
-                if owner.get(one) != index:
-                    raise _error(
-                        reading.stream.flow.nodes[one],
-                        "it is used by a sub-block that was said neither to own it nor to read through it",
-                    )
+            elif owner.get(one) != index:
+                raise _error(
+                    reading.stream.flow.nodes[one],
+                    "it is used by a sub-block that was said neither to own it nor to read through it",
+                )
+            else:
                 waiting.append(one)
     limit = max(map(_age, values), default=(-1, 0))
     if any(_age(one) >= limit for one in older):

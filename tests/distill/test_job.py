@@ -210,7 +210,7 @@ def test_a_manifest_says_connectivity_and_layers(folder):
         ('held_out = "held.txt"', "held_out_fraction = 3.0", "held_out_fraction=3.0 is not a fraction"),
         ("[data]", "[data]\noverlap_limit = 1.0", "data.overlap_limit=1.0 is not a part"),
         ("[data]", "[data]\noverlap_tokens = 1", "data.overlap_tokens=1 is not a count"),
-        ("[data]", "[data]\nformat = 'csv'", "data.format must be one of text, jsonl, chat"),
+        ("[data]", "[data]\nformat = 'csv'", "data.format must be 'text', 'jsonl' or 'chat'"),
         ("[data]", "[data]\nloss_on = 'assistant'", "the data is text"),
         ("[data]", "[data]\nformat = 'chat'", "the tokenizer has no chat template"),
         ("[data]", "[data]\nchat_template = 'none.jinja'", "can't read data.chat_template"),

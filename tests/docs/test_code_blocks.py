@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import typer.core
 from typer.main import get_command
 
 from farskip_compile.cli import app
@@ -93,6 +94,8 @@ def test_commands_exist() -> None:
         for name, options in re.findall(r"(?:^|--no-python )farskip ([a-z][a-z-]*|--\w+)([^|&]*)", line):
             seen += 1
             command = get_command(app) if name.startswith("--") else context.command.get_command(context, name)
+            if isinstance(command, typer.core.TyperGroup):
+                command = command.get_command(context, (options.split() or [""])[0]) or command
             known = {
                 option for one in getattr(command, "params", ()) for option in (*one.opts, *one.secondary_opts)
             } | {"--help"}

@@ -101,7 +101,7 @@ def test_amds_keys_are_read_and_never_written_over(manifest: Manifest, tmp_path:
 def test_nothing_found_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"neither farskip\.json nor config\.json") as caught:
         load_manifest(tmp_path)
-    assert "describe" in caught.value.way_out
+    assert "save_manifest" in caught.value.way_out
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ManifestError, match="an object under 'farskip', nor AMD's keys"):
         load_manifest(tmp_path)

@@ -194,7 +194,7 @@ def from_a_cache(
         (identity, common), asked = made_for(), asked_for()
         assert (identity, common) != asked, "both are the same"
         artifact = replace(announced(graph, common=common), identity=identity)
-        with mock.patch.object(stale, "_asked", {}):
+        with mock.patch.object(stale, "_requested", {}):
             stale.expect(*asked)
             try:
                 stale.refuse_stale(artifact)

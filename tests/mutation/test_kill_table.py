@@ -87,7 +87,7 @@ def test_ranks_that_agree_pass() -> None:
 
 
 def test_an_artifact_that_was_asked_for_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stale, "_asked", {})
+    monkeypatch.setattr(stale, "_requested", {})
     identity, common = run_faults.compile_for()
     artifact = replace(run_faults.announced(common=common), identity=identity)
     stale.refuse_stale(artifact)  # nothing was asked for: the graph came as a package

@@ -163,7 +163,10 @@ def test_identity_covers_configuration_checkpoint_tags_and_what_a_layer_is_run_a
     others = [uuid(FarSkipConfig(), tagged=True)]
     configurations: list[dict[str, Any]] = [{"connectivity": "mlp"}, {"layers": (0, 1)}, {"disable_passes": ["tags"]}]
     others += [uuid(FarSkipConfig(**asked), tagged=False) for asked in configurations]
-    others += [uuid(FarSkipConfig(), False, **one) for one in ({"beside": 1}, {"came": 0.5}, {"leaves": "tail"})]
+    others += [
+        uuid(FarSkipConfig(), False, **one)
+        for one in ({"bytes_outside": 1}, {"seconds_until_arrival": 0.5}, {"departure": "tail"})
+    ]
     assert len({base, *others}) == 8
 
 

@@ -13,7 +13,7 @@ from farskip_compile.records.schedule import (
     late,
     publish_schedule,
 )
-from tests.passes.test_driver import listening
+from tests.passes.test_runner import listening
 
 
 def test_a_schedule_is_kept_and_in_the_structured_trace() -> None:

@@ -148,7 +148,7 @@ class _RanksWithCounts(SimulatedRanks):
         value = ops.tensor(node)
         if not ops.is_zeros(node) or value is None:
             return super()._on_rank(node, rank)
-        length: Any = self._args(node, rank)[0][0]
+        length: Any = self.arguments_on_rank(node, rank)[0][0]
         if ops.op_name(node) == "zeros_like":
             length = length.shape[0]
         elif isinstance(length, tuple | list):

@@ -161,7 +161,7 @@ class SimulatedRanks:
         return found
 
     def _on_rank(self, node: fx.Node, rank: int) -> Any:
-        args, kwargs = self._args(node, rank)
+        args, kwargs = self.arguments_on_rank(node, rank)
         name = ops.op_name(node)
         if effects.mutated_args(node):
             return self._write(node, args)
@@ -212,9 +212,10 @@ class SimulatedRanks:
         if group not in ("", self.group):
             raise UnknownError(f"it is among other ranks, {group!r}, than {self.group!r}")
         rule = exchanged if comms.is_all_to_all(node) else exchanges.RULES[ops.op_name(node)]
-        return rule([self._args(node, rank)[0] for rank in range(self.count)])
+        return rule([self.arguments_on_rank(node, rank)[0] for rank in range(self.count)])
 
-    def _args(self, node: fx.Node, rank: int) -> Any:
+    def arguments_on_rank(self, node: fx.Node, rank: int) -> Any:
+        """Return the positional and keyword arguments of `node` as values of one rank."""
         return fx.map_arg((node.args, node.kwargs), lambda arg: self.values[arg][rank])
 
     # Shapes
