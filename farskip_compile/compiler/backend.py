@@ -20,12 +20,7 @@ from typing import Any
 
 from torch import fx
 
-from farskip_compile._compat import (
-    ddp_splits_graphs,
-    in_compiled_autograd,
-    inductor_compiler,
-    is_resumed,
-)
+from farskip_compile._compat import ddp_splits_graphs, in_compiled_autograd, inductor_compiler, is_resumed
 from farskip_compile.compiler.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.compiler.guard.activity import counted as counting_runs
 from farskip_compile.compiler.guard.activity import note_activity
@@ -35,9 +30,7 @@ from farskip_compile.compiler.guard.compiled import watch as watch_compiled
 from farskip_compile.compiler.guard.generation import refuse_decode_only
 from farskip_compile.compiler.guard.limit import watch as watch_limit
 from farskip_compile.compiler.guard.wrappers import watch as watch_wrappers
-from farskip_compile.compiler.inductor_passes.before_differentiation import (
-    part_in_pieces,
-)
+from farskip_compile.compiler.inductor_passes.before_differentiation import part_in_pieces
 from farskip_compile.compiler.inner import Compiled, compile_with_inner, report_failed_compile
 from farskip_compile.compiler.pipeline import run
 from farskip_compile.errors import ConfigError, DDPSplitError, FarSkipError, FarSkipWarning, PartialModelError

@@ -84,7 +84,7 @@ def note_failure(
     owner = COMPILES.owner_number(module)
     failure = Failure(kind, type(error).__name__, shortened(str(error), LONGEST), name, owner, frame)
     known = weakref.ref(module) if module is not None else None
-    entry = Entry(lambda: failure if known is None or known() is not None else None)
+    entry = Entry(lambda: failure if known is None or known() is not None else None, is_stop=kind == "stopped")
     COMPILES.put(f"{kind} {id(module)} {error.reason}", entry, last=True)
     write()
 

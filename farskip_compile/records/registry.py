@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 KEPT_REPORTS = 256
 """Reports of compiles, and reports of schedules, that are kept."""
 MOST_ENTRIES = 256
-"""Entries that are kept; the oldest go first, those of parts of models before others."""
+"""Entries that are kept. The oldest go first: parts of models, then all others, and at last functions that run as
+written, which `status(model)` must not forget."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Entry:
     """Makes the record; None once the subject is gone: the module, or what was compiled."""
     is_part: bool = False
     """The subject is a part of a model."""
+    is_stop: bool = False
+    """The subject is a function that Dynamo stopped compiling."""
 
 
 class Compiles:
@@ -103,8 +106,12 @@ class Compiles:
                 self.entries.pop(subject, None)
             self.entries[subject] = entry
             while len(self.entries) > MOST_ENTRIES:
-                parts = (key for key, one in self.entries.items() if one.is_part)
-                del self.entries[next(parts, next(iter(self.entries)))]
+                del self.entries[self._first_to_go()]
+
+    def _first_to_go(self) -> Hashable:
+        parts = (key for key, one in self.entries.items() if one.is_part)
+        others = (key for key, one in self.entries.items() if not one.is_stop)
+        return next(parts, next(others, next(iter(self.entries))))
 
     def records(self) -> list[ProcessRecord]:
         """Return the records of all subjects that are not gone, oldest first."""

@@ -65,7 +65,7 @@ class ZooVerdict(StrEnum):
     CLOSE = "equal within rounding"
     """The captured graph itself, not rewired, rounds differently from the model in eager mode; as close as that."""
     SAME = "nothing to change"
-    """The model does not read what would be left out; bit-equal to the oracle and to the model itself."""
+    """The model does not read what would be left out, and is equal to the oracle, or as close as `CLOSE`."""
     REFUSED = "refused"
     WRONG = "WRONG"
     """Rewired, and not what the oracle says."""

@@ -29,10 +29,10 @@ CELLS: dict[str, str] = {
 LEGEND = (
     "a attention, x another token mixer, m dense, s shared experts, r routed experts; "
     "= bit-equal to the eager oracle (none: to the graph as captured), ≈ as close to it as the captured graph is to "
-    "eager mode, · nothing to change and bit-equal, no: refused"
+    "eager mode, · nothing to change and as close to the oracle (= or ≈), no: refused"
 )
 STATUSES = {
-    "rewired": ("green", "bit-equal to the oracle under every connectivity that changes something"),
+    "rewired": ("green", "equal to the oracle (= or ≈) under every connectivity that changes something"),
     "rewired in part": ("yellow", "some connectivities are refused"),
     "recognised": ("cyan", "the model does not read what would be left out: its experts overlap by design"),
     "refused": ("yellow", "the stream can't be rewired; the reason is below the table"),
