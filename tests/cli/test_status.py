@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from farskip_compile.cli import app
-from tests.report.test_processes import ERROR, GRAPH, PLAIN, REFUSAL, STOPPED, leave
+from tests.report.test_folder_status import ERROR, GRAPH, PLAIN, REFUSAL, STOPPED, leave
 
 OVERLAP = {"phase": "forward", "hidden": 0.634, "communication_seconds": 1.0, "exposed_seconds": 0.366}
 WITH_OVERLAP = {**GRAPH, "overlap": [{**OVERLAP, "profile": "h100"}], "manifest": "0123456789abcdef"}
