@@ -9,6 +9,12 @@ PLAIN  := .venv-lint
 TRITON := .triton
 BESIDE := .beside
 DOCS   := .venv-docs
+LOCKER := .venv-lock
+LOCK   := lock.txt
+# Each version that is installed comes from the lock, and so does each that builds a package.
+LOCKED := PIP_CONSTRAINT=$(CURDIR)/$(LOCK) PIP_BUILD_CONSTRAINT=$(CURDIR)/$(LOCK)
+RESOLVE = $(LOCKER)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
+PIP    := -m pip install --quiet --no-compile
 # Two more than two cores: ranks wait for each other.
 WORKERS ?= 4
 # A run leaves its bytecode to the next, and to its own workers: pytest alone needs 6 s to rewrite the assertions.
@@ -16,36 +22,36 @@ unexport PYTHONDONTWRITEBYTECODE
 # The tests' ranks and Inductor's builds must not oversubscribe the machine.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo examples pages test test-all test-deep lint docs links bench gpu zoo compat vllm fuzz clean
+.PHONY: demo examples pages test test-all test-deep lint lock docs links bench gpu zoo compat newest vllm fuzz clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | sort -u | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "farskip-compile needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
+	$(LOCKED) $(PY) $(PIP) --upgrade pip
 	# compiled when it is imported: most of torch and transformers never is
-	$(PY) -m pip install --quiet --no-compile --editable '.[dev]'
+	$(LOCKED) $(PY) $(PIP) --editable '.[dev]'
 	# its models and its trainer are tested, its other half (loggers, datasets: 577 MB) is not needed for that
-	$(PY) -m pip install --quiet --no-compile --no-deps torchtitan==0.3.0
+	$(LOCKED) $(PY) $(PIP) --no-deps torchtitan
 	touch $@
 
 # Triton compiles for GPUs without one; a folder of its own, so that all other tests run without it, as on CPUs.
 $(TRITON)/.installed: $(VENV)/.installed
-	$(PY) -m pip install --quiet --no-compile --no-deps --target $(TRITON) triton==3.7.1
+	$(LOCKED) $(PY) $(PIP) --no-deps --upgrade --target $(TRITON) triton
 	touch $@
 
 # What transformers imports wherever it is installed, and what then talks on stderr: for the processes of its own tests.
 $(BESIDE)/torchao.installed: $(VENV)/.installed
-	$(PY) -m pip install --quiet --no-compile --no-deps --target $(BESIDE)/torchao torchao==0.18.0
+	$(LOCKED) $(PY) $(PIP) --no-deps --upgrade --target $(BESIDE)/torchao torchao
 	touch $@
 
 # A source distribution that imports torch; without the kernels that it compiles for GPUs.
 $(BESIDE)/deepspeed.installed: $(VENV)/.installed
-	DS_BUILD_OPS=0 $(PY) -m pip install --quiet --no-compile --no-deps --no-build-isolation --target $(BESIDE)/deepspeed \
-	  deepspeed==0.19.8 hjson ninja py-cpuinfo msgpack einops
+	DS_BUILD_OPS=0 $(LOCKED) $(PY) $(PIP) --no-deps --upgrade --no-build-isolation --target $(BESIDE)/deepspeed \
+	  deepspeed hjson ninja py-cpuinfo msgpack einops
 	touch $@
 
 demo: $(VENV)/.installed ## rewire real models on two ranks of this machine, check them, write a report
@@ -86,12 +92,22 @@ pages: export FARSKIP_TESTS := deep
 pages: $(VENV)/.installed $(addprefix $(BESIDE)/,torchao.installed deepspeed.installed) ## each program of docs/
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup tests/docs tests/examples tests/integrations
 
+# The newest releases within our ranges, for every Python that is supported. torch stays at the minor version on which
+# figures are measured (the group `lock` in pyproject.toml).
+lock: ## write lock.txt anew: each version that the targets install
+	test -x $(LOCKER)/bin/uv || { $(PYTHON) -m venv $(LOCKER) && $(LOCKED) $(LOCKER)/bin/python $(PIP) uv; }
+	$(RESOLVE) --extra dev --group docs --group lock --output-file $(LOCK).new pyproject.toml
+	$(RESOLVE) --no-deps --constraint $(LOCK).new --group apart --output-file $(LOCK).apart
+	{ echo '# Written by `make lock`; the Makefile installs from nothing else.'; cat $(LOCK).new; \
+	  echo '# Each of these is installed without its requirements.'; cat $(LOCK).apart; } > $(LOCK)
+	rm $(LOCK).new $(LOCK).apart
+
 # The site, in site/. It needs no torch: sources are read, not imported. `$(DOCS)/bin/mkdocs serve` shows it while it is
 # written.
-$(DOCS)/.installed: pyproject.toml
+$(DOCS)/.installed: pyproject.toml $(LOCK)
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet --upgrade pip
-	$(DOCS)/bin/python -m pip install --quiet --no-compile --group docs
+	$(LOCKED) $(DOCS)/bin/python $(PIP) --upgrade pip
+	$(LOCKED) $(DOCS)/bin/python $(PIP) --group docs
 	touch $@
 
 docs: export NO_MKDOCS_2_WARNING := 1
@@ -121,6 +137,11 @@ zoo: $(VENV)/.installed ## every MoE family of the installed transformers: docs/
 compat: ## the core tests on other versions of torch and transformers: docs/compat.json
 	$(PYTHON) -m tests.compat --workers $(WORKERS) $(COMPAT)
 
+# The newest release of everything within our ranges, without the lock: what meets other people's code, one compile with
+# each supported torch, one model served by vLLM. At most 25 minutes; a release begins with it.
+newest: ## the newest releases within our ranges: what holds, what fails
+	$(PYTHON) -m tests.compat.newest --workers $(WORKERS) $(NEWEST)
+
 # The real vLLM, in environments of its own: what it serves and what it refuses, on each version that is supported; the
 # table in docs/serving.md and that of `make compat`. COMPAT="--only vllm-0.32 --keep" for one of them.
 vllm: ## the real vLLM: docs/serving.md
@@ -134,10 +155,10 @@ fuzz: $(VENV)/.installed ## generated graphs and models
 # What is published: an sdist, the wheel made of it, and what PyPI says of both. An environment of its own, with nothing in
 # it that a release does not need.
 dist: ## sdist and wheel in dist/, checked
-	test -x $(DIST)/bin/twine || { $(PYTHON) -m venv $(DIST) && $(DIST)/bin/python -m pip install --quiet build twine; }
+	test -x $(DIST)/bin/twine || { $(PYTHON) -m venv $(DIST) && $(LOCKED) $(DIST)/bin/python $(PIP) build twine; }
 	rm -rf dist
 	$(DIST)/bin/python -m build
 	$(DIST)/bin/twine check --strict dist/*
 
 clean: ## remove all that these targets have made here
-	rm -rf $(VENV) $(PLAIN) $(DIST) $(TRITON) $(BESIDE) $(DOCS) .compat build dist out site *.egg-info
+	rm -rf $(VENV) $(PLAIN) $(DIST) $(LOCKER) $(TRITON) $(BESIDE) $(DOCS) .compat build dist out site *.egg-info

@@ -170,6 +170,54 @@ def test_activation_checkpointing(inner: str) -> None:
     assert farskip_compile.reports().compiles[-1].checkpoints_opened == len(layers)
 
 
+class Written:
+    """Python values that a layer writes."""
+
+    calls = 0
+    last: torch.Tensor | None = None
+
+
+class Writing(Checkpointed):
+    """A checkpointed decoder whose layers write to Python objects, as the attention of transformers 5.25 does."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__(decoder)
+        self.written = Written()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def run(layer: nn.Module, hidden: torch.Tensor, rope: Any) -> torch.Tensor:
+            self.written.calls += 1
+            output = layer(hidden, rope)
+            self.written.last = output.square().mean()
+            return output
+
+        hidden = self.decoder.token_embedding(x)
+        rope = self.decoder.rope(hidden, hidden.shape[1])
+        for layer in self.decoder.layers:
+            hidden = checkpoint(run, layer, hidden, rope, use_reentrant=False)
+        return self.decoder.lm_head(self.decoder.final_norm(hidden))
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_layers_that_write_inside_of_a_checkpoint(model: nn.Module, fullgraph: bool) -> None:
+    streams: list[torch.Tensor] = []
+    with model.final_norm.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0])):
+        expected, expected_gradients = run_with_gradients(FarSkipForm(model), model, ids())
+    writing = Writing(model)
+    compiled = torch.compile(writing, backend="farskip", fullgraph=fullgraph, options={"inner": "aot_eager"})
+    output, gradients = run_with_gradients(compiled, model, ids())
+    assert relative_difference(output, expected) < 1e-14
+    assert_gradients_close(gradients, expected_gradients, 1e-12)
+    assert writing.written.calls == 3  # once for each layer: recomputation does not write again
+    torch.testing.assert_close(writing.written.last, streams[0].square().mean(), rtol=1e-12, atol=0)
+    assert farskip_compile.reports().compiles[-1].checkpoints_opened == 3
+
+
+def test_other_backends_end_their_graph_at_such_a_checkpoint(model: nn.Module) -> None:
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="Unsafe side effect"):
+        torch.compile(Writing(model), backend="eager", fullgraph=True)(ids())
+
+
 def backward_graph_nodes(model: nn.Module, target: nn.Module) -> int:
     """Number of nodes of the backward graph that the inner AOT backend compiles."""
     from torch._dynamo.backends.common import aot_autograd
@@ -194,6 +242,8 @@ def backward_graph_nodes(model: nn.Module, target: nn.Module) -> int:
 def test_opened_checkpoints_still_recompute(model: nn.Module) -> None:
     plain, checkpointed = backward_graph_nodes(model, model), backward_graph_nodes(model, Checkpointed(model))
     assert checkpointed > 1.3 * plain
+    with torch._dynamo.config.patch(skip_fwd_side_effects_in_bwd_under_checkpoint=True):
+        assert backward_graph_nodes(model, Writing(model)) >= checkpointed
 
 
 def test_optimizer_steps_follow_the_oracle() -> None:

@@ -21,12 +21,14 @@ from typing import Any
 from torch import fx
 
 from farskip_compile._compat import ddp_splits_graphs, in_compiled_autograd, inductor_compiler, is_resumed
+from farskip_compile._compat.checkpoints import trace_checkpoints_with_side_effects
 from farskip_compile.compiler.config import FarSkipConfig, Resolved, resolve
 from farskip_compile.compiler.guard.activity import counted as counting_runs
 from farskip_compile.compiler.guard.activity import note_activity
 from farskip_compile.compiler.guard.capture_errors import watch as watch_captures
 from farskip_compile.compiler.guard.compiled import note_rewired
 from farskip_compile.compiler.guard.compiled import watch as watch_compiled
+from farskip_compile.compiler.guard.compilers import is_ours
 from farskip_compile.compiler.guard.generation import refuse_decode_only
 from farskip_compile.compiler.guard.limit import watch as watch_limit
 from farskip_compile.compiler.guard.wrappers import watch as watch_wrappers
@@ -239,6 +241,7 @@ watch_captures()
 watch_limit()
 watch_wrappers()
 watch_compiled()
+trace_checkpoints_with_side_effects(is_ours)
 
 # For `farskip_compile.tools.capture` alone
 

@@ -146,15 +146,19 @@ def test_dynamic_lengths(family: str, lengths: tuple[int, ...]) -> None:
     assert_rewired_alike()
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "mixtral", "granite_hybrid"])
-def test_router_losses(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "checkpoints"), [("qwen2_moe", False), ("mixtral", False), ("granite_hybrid", False), ("mixtral", True)]
+)
+def test_router_losses(family: str, checkpoints: bool) -> None:
     model = in_training(FAMILIES[family], **ROUTER_LOSS)
     with torch.no_grad():  # transformers installs hooks in the first call, which Dynamo can't trace
         model(batches()[0][0])
     oracle = copy.deepcopy(model)
+    if checkpoints:
+        checkpointed(model)
     apart = train(model, compiled(model), oracle, batches())
     assert_exact(apart)
-    assert_rewired_alike()
+    assert_rewired_alike(checkpoints=model.config.num_hidden_layers if checkpoints else 0)
     for (ids,), output in zip(batches(), apart.outputs, strict=True):
         language = nn.functional.cross_entropy(output.logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
         assert output.aux_loss.item() > 1.0  # near 2, the experts per token, if they are balanced
@@ -162,7 +166,6 @@ def test_router_losses(family: str) -> None:
 
 
 def test_everything_at_once() -> None:
-    """But for router losses: Dynamo traces no hook that stores outputs from inside of a checkpoint."""
     model = in_training(mixtral, torch.float32)
     oracle = copy.deepcopy(model)
     checkpointed(model)

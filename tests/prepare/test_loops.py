@@ -13,21 +13,71 @@ import farskip_compile
 from farskip_compile import Outcome, prepare
 from farskip_compile.models.generic_form import GenericFarSkipForm
 from tests.compare import relative_difference
-from tests.models.test_transformers import compiled, ids, seeded
+from tests.models.test_transformers import COMMON, compiled, ids, seeded
 from tests.prepare.test_prepare import FLOAT32_ROUNDING, captures, logits, longcat, whats
 
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("zero_experts", [0, 2])
-def test_a_loop_becomes_the_kernel_that_computes_the_same(zero_experts: int) -> None:
-    model = longcat(zero_experts, layers=1)
+class LoopedExperts(nn.Module):
+    """Experts with weights as the interface has them, and a loop that takes each index behind theirs as an identity."""
+
+    def __init__(self, hidden: int, inner: int, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+        self.act_fn = nn.SiLU()
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, hidden))
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, inner))
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros_like(hidden_states)
+        for expert in top_k_index.unique().tolist():
+            rows, place = torch.where(top_k_index == expert)
+            output = hidden_states[rows]
+            if expert < self.experts:
+                gate, up = nn.functional.linear(output, self.gate_up_proj[expert]).chunk(2, dim=-1)
+                output = nn.functional.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            total.index_add_(0, rows, output * top_k_weights[rows, place, None])
+        return total
+
+
+class LoopedMoe(nn.Module):
+    """A router over four experts and some identities, in front of `LoopedExperts`."""
+
+    def __init__(self, identities: int) -> None:
+        super().__init__()
+        hidden = COMMON["hidden_size"]
+        self.router = nn.Linear(hidden, 4 + identities, bias=False)
+        self.experts = LoopedExperts(hidden, 32, experts=4)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        rows = hidden_states.flatten(0, -2)
+        weights, index = self.router(rows).softmax(-1).topk(2, dim=-1)
+        return self.experts(rows, index, weights).view_as(hidden_states)
+
+
+def looped(identities: int = 2, layers: int = 2) -> nn.Module:
+    """Return a model with a shortcut around each MoE layer, whose experts are `LoopedExperts`."""
+    model = longcat(layers=layers)
+    generator = torch.Generator().manual_seed(2)
+    for layer in model.model.layers:
+        layer.mlp = LoopedMoe(identities).eval()
+        for parameter in layer.mlp.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("identities", [0, 2])
+def test_a_loop_becomes_the_kernel_that_computes_the_same(identities: int) -> None:
+    model = looped(identities, layers=1)
     expected = logits(model)
     assert not captures(model)
     preparation = prepare(model)
     (change,) = [change for change in preparation.changes if "loop" in change.what]
     assert change.what == "loop over experts in model.layers.0.mlp.experts"
-    assert change.after.endswith("4 experts" + (" and 2 identities" if zero_experts else ""))
+    assert change.after.endswith("4 experts and any number of identities")
     assert captures(model)
     assert relative_difference(logits(model), expected) < FLOAT32_ROUNDING
     preparation.undo()
@@ -36,7 +86,7 @@ def test_a_loop_becomes_the_kernel_that_computes_the_same(zero_experts: int) -> 
 
 def test_a_replaced_loop_is_one_routed_term_in_a_shortcut() -> None:
     """Identities too are routed: an expert without computation that stood apart would count as shared."""
-    model = longcat().double()
+    model = looped().double()
     prepare(model)
     tokens = ids()
     chosen = []
@@ -54,13 +104,13 @@ def test_a_replaced_loop_is_one_routed_term_in_a_shortcut() -> None:
 
 
 def test_a_copy_of_a_prepared_model_uses_its_own_weights() -> None:
-    model = longcat()
+    model = looped()
     prepare(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(0.5)
-    prepare(fresh := longcat())
+    prepare(fresh := looped())
     fresh.load_state_dict(other.state_dict())
     assert torch.equal(logits(other), logits(fresh))
     assert not torch.equal(logits(other), logits(model))
@@ -122,6 +172,22 @@ class Loop(nn.Module):
             output = self.expert(hidden_states[token], number) * top_k_weights[token, position, None]
             result = result.index_add(0, token, output)
         return result
+
+
+class Skipping(Loop):
+    """Leaves out what is routed to an index without weights."""
+
+    def expert(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        return super().expert(x, number) if number < len(self.down_proj) else torch.zeros_like(x)
+
+
+def test_indices_without_weights_are_left_out_as_the_loop_leaves_them_out() -> None:
+    module = Skipping().double()
+    index = torch.tensor([[0, 3], [4, 1], [2, 0], [3, 4], [1, 2]])
+    args = torch.randn(5, 6).double(), index, torch.rand(5, 2).double()
+    expected = module(*args)
+    assert "loop over experts in the model itself" in whats(prepare(module))
+    torch.testing.assert_close(module(*args), expected)
 
 
 class Limited(Loop):

@@ -14,9 +14,10 @@ Contract: no model is known by name. Two kinds of experts modules get a kernel:
 2. Experts whose forward takes (hidden_states, top_k_index, top_k_weights) have a loop of their own. `find_kernel` tells
    how their weights are stored if `grouped_mm` (float64: `batched_mm`) is the same function, or why it is not.
    - The layout is read off the shapes of the stacked weights. Where shapes allow several, each is tried.
-   - Indices for which one of the two projections has no weights are experts without computation: identity, or nothing.
-     Both are tried. The kernels take such indices for those of another rank under expert parallelism, and skip them;
-     tokens take the place of what was skipped before routing weights apply, so the output stays one routed term.
+   - Indices for which a projection has no weights are experts without computation: identity, or nothing. Both are
+     tried, also for indices behind all weights, if the loop runs on these. The kernels take such indices for those of
+     another rank under expert parallelism, and skip them; tokens take the place of what was skipped before routing
+     weights apply, so the output stays one routed term.
    - Both functions run on small random weights, on the CPU, so the size and the place of the model don't matter. Every
      index is routed to, from tokens of very different sizes: clamps and limits show at the large ones.
 """
@@ -24,8 +25,8 @@ Contract: no model is known by name. Two kinds of experts modules get a kernel:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ KERNEL_MARK = "_replaces_experts_loop"
 WHY_LOOP = "the loop over the experts that were hit depends on data and can't be captured"
 WHY_DOUBLE = "grouped_mm has no kernel for float64"
 
+BEHIND = 2
+"""The number of indices behind all weights that are tried where a loop runs on such indices."""
 HIDDEN, INTERMEDIATE = 16, 24  # multiples of 16 bytes, which grouped kernels ask for
 SCALES = (0.03, 1.0, 30.0, 1000.0)
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
@@ -118,10 +121,17 @@ class WeightLayout:
     has_bias: bool
     computing: int
     """The number of experts with both projections."""
-    indices: int
-    """The number of indices that may be routed to."""
+    stored: int
+    """The number of experts with an up projection."""
+    is_open: bool = False
+    """True if the loop runs on indices behind those of the weights, too."""
     identity: bool = False
     """True if experts without computation return their tokens, False if they return zero."""
+
+    @property
+    def indices(self) -> int:
+        """Return the number of indices that are routed to in a comparison."""
+        return self.stored + (BEHIND if self.is_open else 0)
 
     @property
     def has_gate(self) -> bool:
@@ -134,16 +144,19 @@ class WeightLayout:
         up, down = (wide, HIDDEN), (HIDDEN, INTERMEDIATE)
         if self.is_transposed:
             up, down = up[::-1], down[::-1]
-        shapes: dict[str, tuple[int, ...]] = {self.up: (self.indices, *up), DOWN: (self.computing, *down)}
+        shapes: dict[str, tuple[int, ...]] = {self.up: (self.stored, *up), DOWN: (self.computing, *down)}
         if self.has_bias:
-            shapes |= {self.up + BIAS: (self.indices, wide), DOWN + BIAS: (self.computing, HIDDEN)}
+            shapes |= {self.up + BIAS: (self.stored, wide), DOWN + BIAS: (self.computing, HIDDEN)}
         return shapes
 
     def change(self, members: list[tuple[str, nn.Module]]) -> Change:
         """Set the kernel's forward on each of the named modules."""
-        idle = self.indices - self.computing
-        kind = "identities" if self.identity else "without output"
-        experts = f"{self.computing} experts" + (f" and {idle} {kind}" if idle else "")
+        idle = "any number of" if self.is_open else self.stored - self.computing
+        if self.identity:
+            more = f" and {idle} identities"
+        else:
+            more = f" and {idle} without output" if self.stored > self.computing else ""
+        experts = f"{self.computing} experts{more}"
         return Change(
             what=f"loop over experts in {named([name for name, _ in members])}",
             before="eager",
@@ -159,7 +172,7 @@ def find_kernel(module: nn.Module) -> WeightLayout | str:
     if isinstance(layouts, str):
         return layouts
     reason: str | None = None
-    for layout in layouts:
+    for layout in _with_experts_without_weights(module, layouts):
         for dtype, tolerance in TOLERANCES.items():
             reason = _mismatch(module, layout, dtype, tolerance)
             if reason is not None:
@@ -189,18 +202,44 @@ def _layouts(module: nn.Module) -> list[WeightLayout] | str:
         wide, hidden = up_shape[::-1] if transposed else up_shape
         hidden_out, narrow = down_shape[::-1] if transposed else down_shape
         if hidden == hidden_out and wide == narrow * (2 if up == "gate_up_proj" else 1):
-            for identity in (True, False) if indices > computing else (False,):
-                found.append(WeightLayout(up, transposed, has_bias, computing, indices, identity))
+            found.append(WeightLayout(up, transposed, has_bias, computing, indices))
     return found or f"the shapes of {up} and {DOWN} don't fit each other"
+
+
+def _with_experts_without_weights(module: nn.Module, layouts: Sequence[WeightLayout]) -> Iterator[WeightLayout]:
+    """Yield each layout with each meaning that an index without weights can have in the loop of `module`."""
+    for layout in layouts:
+        layout = replace(layout, is_open=_runs_behind_weights(module, layout))
+        if layout.indices > layout.computing:
+            yield replace(layout, identity=True)
+        yield layout
+
+
+def _runs_behind_weights(module: nn.Module, layout: WeightLayout) -> bool:
+    """Return whether the loop of `module` takes an index for which no projection has weights."""
+    try:
+        plain = isolated(module, _random_weights(layout, torch.float64, torch.Generator().manual_seed(0)))
+        index = torch.tensor([[0, layout.stored + BEHIND - 1]])
+        with torch.no_grad():
+            plain(torch.ones(1, HIDDEN, dtype=torch.float64), index, torch.ones(1, 2, dtype=torch.float64))
+    except Exception:  # whatever a foreign forward raises on such an index
+        return False
+    return True
+
+
+def _random_weights(layout: WeightLayout, dtype: torch.dtype, generator: torch.Generator) -> dict[str, nn.Parameter]:
+    """Return small weights in the shapes of `layout`."""
+    weights = {}
+    for name, shape in layout.shapes().items():
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) / 4
+        weights[name] = nn.Parameter(values.to(dtype))
+    return weights
 
 
 def _mismatch(module: nn.Module, layout: WeightLayout, dtype: torch.dtype, tolerance: float) -> str | None:
     """Return why the kernel for `layout` is not the forward of `module` in `dtype`, or None if it is."""
     generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, shape in layout.shapes().items():
-        values = torch.randn(shape, generator=generator, dtype=torch.float64) / 4
-        weights[name] = nn.Parameter(values.to(dtype))
+    weights = _random_weights(layout, dtype, generator)
     try:
         plain, replaced = isolated(module, weights), isolated(module, weights)
     except Exception as error:  # whatever parts raise that can't be copied
@@ -257,7 +296,7 @@ def kernel_forward(layout: WeightLayout) -> Callable[..., torch.Tensor]:
     ) -> torch.Tensor:
         function = batched if hidden_states.dtype == torch.float64 else grouped
         experts = _Stacked(self, layout)
-        if layout.indices == layout.computing:
+        if not layout.identity:
             return function(experts, hidden_states, top_k_index, top_k_weights)
         # each pair of a token and an expert on its own, so that an identity can take the place of what is skipped
         tokens, k = top_k_index.shape
@@ -266,7 +305,7 @@ def kernel_forward(layout: WeightLayout) -> Callable[..., torch.Tensor]:
         one = torch.ones_like(flat, dtype=hidden_states.dtype)
         computed = function(experts, pairs.reshape(tokens * k, -1), flat, one).view_as(pairs)
         idle = (top_k_index >= layout.computing).unsqueeze(-1)  # [T, K, 1]
-        results = torch.where(idle, pairs if layout.identity else torch.zeros_like(pairs), computed)
+        results = torch.where(idle, pairs, computed)
         return (results * top_k_weights.unsqueeze(-1)).sum(dim=1).to(hidden_states.dtype)
 
     setattr(forward, KERNEL_MARK, True)
