@@ -7,7 +7,8 @@ tensor-parallel communication no longer stands in the way of compute. Weights st
 
 Contract: `import farskip_compile` loads nothing else, not even torch: every name is loaded from its module when it is
 first used. Once transformers is imported as well, before or after, its Auto classes load the checkpoints that only this
-package may load; once PEFT is, its `generate` does not pass by what is compiled (`guard`).
+package may load; once PEFT is, its `generate` does not pass by what is compiled (`guard`). Another major version of
+either than works (`versions`) is left as it is.
 """
 
 from __future__ import annotations
@@ -148,6 +149,11 @@ class _Once:
         return spec
 
     def call(self) -> None:
+        from farskip_compile.versions import version_conflict
+
+        conflict = version_conflict(self.module.partition(".")[0])
+        if conflict is not None and conflict.is_other_major:
+            return  # a module there may be another one; what needs the package says so
         getattr(importlib.import_module(f"{__name__}.{self.home}"), self.function)()
 
 

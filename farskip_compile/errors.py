@@ -8,6 +8,7 @@ be tracing.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ import torch
 
 from farskip_compile._compat import TransparentError
 from farskip_compile.text_utils import printable
+from farskip_compile.versions import version_conflict
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class ManifestError(ConfigError):
 
 
 class MissingPackageError(ConfigError):
-    """What was asked for needs a package that is not installed; the way out is the command that installs it."""
+    """A package that is needed is not installed, or in a version that does not work; `way_out` installs it."""
 
 
 class DenseModelError(FarSkipError):
@@ -148,7 +150,11 @@ class DistillationError(FarSkipError):
 
 
 class FarSkipWarning(UserWarning):
-    """With `strict=False`: what is not as it was asked for, and why."""
+    """With `strict=False`: what is not as it was asked for, and why. Or a package newer than those that were tried."""
+
+
+if newer := version_conflict("torch", torch.__version__):  # `_compat` refuses an older one
+    warnings.warn(str(newer), FarSkipWarning, stacklevel=2)
 
 
 @torch.compiler.assume_constant_result

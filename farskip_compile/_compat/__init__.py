@@ -14,6 +14,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
+from farskip_compile.versions import VersionError, older_version
+
+if too_old := older_version("torch", torch.__version__):  # before a private name is missing
+    raise VersionError(too_old)
+
 from torch import fx
 from torch._dynamo import compiled_autograd, mark_dynamic
 from torch._dynamo.backends.registry import lookup_backend

@@ -5,11 +5,12 @@ In:    Inductor's kernels after fusion, in any order that respects their depende
 Out:   the buffers that the generated program will hold: who makes, completes and uses each, and what it may be written
        over; whether a kernel is put into one function with others; the order that Inductor would choose for memory.
 Never: changes a kernel; Inductor's own figures for planning memory are as before.
-Checked by running on torch 2.13.0.
+Checked by running on torch 2.13.0 and 2.15.0.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from torch.utils._ordered_set import OrderedSet
 
 from farskip_compile._compat.costs import untold
 from farskip_compile._compat.inductor import Kernel
+
+HINT_CACHE = "_optimization_hint_cache"
+"""The attribute of Inductor's sizes, from torch 2.15 on, that remembers the hint of each expression."""
 
 
 @dataclass
@@ -125,11 +129,17 @@ def inductors_order(kernels: Sequence[Kernel]) -> list[Kernel]:
 def _without_our_hints(graph: Any) -> Iterator[None]:
     """In the `with` block Inductor knows no hint of ours, and has forgotten what it has worked out from them."""
     remembered, graph.dep_size_hint_cache = graph.dep_size_hint_cache, {}
+    sizes = vars(graph.sizevars)
+    cached = sizes.get(HINT_CACHE)
+    if cached is not None:
+        sizes[HINT_CACHE] = inspect.unwrap(cached)
     try:
         with untold(graph.sizevars.shape_env):
             yield
     finally:
         graph.dep_size_hint_cache = remembered
+        if cached is not None:
+            sizes[HINT_CACHE] = cached
 
 
 @contextmanager

@@ -226,6 +226,7 @@ VERSIONS: dict[str, tuple[str, str | None]] = {
     "torch._inductor.config:aten_distributed_optimizations.enable_simple_overlap": ("2.14", None),
     "torch._inductor.custom_graph_pass.CustomSchedulerPass": ("2.13", None),
     "torch._inductor.sizevars.SizeVarAllocator.size_hint": ("2.11", "2.11"),
+    "torch.autograd.Function.apply.__func__": ("2.11", "2.13"),
     "torch.distributed._functional_collectives.all_gather_single": ("2.13", None),
     "torch.distributed._functional_collectives.reduce_scatter_single": ("2.13", None),
     "torch.distributed.all_gather_single": ("2.13", None),

@@ -2,7 +2,7 @@
 """Packages that only some features need, and the command that installs each of them.
 
 In:    what needs a package, and the package's name as it is imported.
-Out:   a `MissingPackageError` whose way out is one `pip install`.
+Out:   a `MissingPackageError`, for a version that does not work too, whose way out is one `pip install`.
 Never: imports a package to see whether it is there; imports torch unless something is missing.
 """
 
@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import shlex
+import sys
+import warnings
 from typing import TYPE_CHECKING
+
+from farskip_compile.versions import version_conflict
 
 if TYPE_CHECKING:
     from farskip_compile.errors import MissingPackageError
@@ -49,6 +53,13 @@ def pip_install(package: str, *, extra: str = "") -> str:
     return f"pip install {shlex.quote(f'farskip-compile[{extra}]' if extra else INSTALLED_BY[package])}"
 
 
+def why_not(what: str, package: str) -> str:
+    """Return why `what` can't use `package`: not installed, or in a version that does not work; empty if it can."""
+    if is_missing(package):
+        return f"{what} needs {SPELLED.get(package, package)}"
+    return str(version_conflict(package) or "")
+
+
 def missing(what: str, package: str, *, extra: str = "") -> MissingPackageError:
     """Return the error that `what` needs `package`."""
     from farskip_compile.errors import MissingPackageError
@@ -62,8 +73,31 @@ def need(what: str, *packages: str, extra: str = "") -> None:
     """Refuse to go on without `packages`, which `extra` brings if that is given.
 
     Raises:
-        MissingPackageError: one of them is not installed.
+        MissingPackageError: one of them is not installed, or in a version that does not work.
     """
     for package in packages:
-        if is_missing(package):
-            raise missing(what, package, extra=extra)
+        if reason := why_not(what, package):
+            from farskip_compile.errors import MissingPackageError
+
+            raise MissingPackageError(reason, way_out=pip_install(package, extra=extra))
+
+
+def is_in_use(package: str) -> bool:
+    """Return whether `package` is imported, in a major version that works."""
+    return package in sys.modules and ((conflict := version_conflict(package)) is None or not conflict.is_other_major)
+
+
+def check_version(package: str) -> None:
+    """Refuse another major version of `package` than works; warn of any other version outside of the range.
+
+    Raises:
+        MissingPackageError: the major version is another one.
+    """
+    if (conflict := version_conflict(package)) is None:
+        return
+    from farskip_compile.errors import FarSkipWarning, MissingPackageError
+
+    if conflict.is_other_major:
+        requirement = shlex.quote(conflict.package + conflict.wanted)
+        raise MissingPackageError(str(conflict), way_out=f"pip install {requirement}")
+    warnings.warn(str(conflict), FarSkipWarning, stacklevel=2)

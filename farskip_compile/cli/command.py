@@ -5,7 +5,8 @@ Contract, for every command of this class:
 - with `--json`, only the document is on stdout (`streams`);
 - Ctrl-C is one line on stderr and exit status 130;
 - a reader that went away (`| head`) is exit status 1, without a word;
-- a package that an extra would have installed, and that is missing, is one line on stderr and exit status 2;
+- a package that an extra would have installed, and that is missing, is one line on stderr and exit status 2; so is a
+  torch that is too old;
 - where stderr is not a terminal, other packages draw no progress bars;
 - models that the command compiles for itself do not announce that they are rewired.
 
@@ -66,14 +67,16 @@ def _quiet_ends(stopped: str) -> Iterator[None]:
     except BrokenPipeError:
         forget_stdout()
         raise typer.Exit(1) from None
-    except ModuleNotFoundError as error:
-        package = missing_package(error)
-        if not package:
-            raise
+    except ImportError as error:
         from farskip_compile.base.extras import SPELLED, pip_install
+        from farskip_compile.versions import VersionError
 
+        package = missing_package(error)
+        if not package and not isinstance(error, VersionError):
+            raise
         if first_rank():
-            typer.echo(f"this needs {SPELLED.get(package, package)}: {pip_install(package)}", err=True)
+            needed = f"this needs {SPELLED.get(package, package)}: {pip_install(package)}" if package else str(error)
+            typer.echo(needed, err=True)
         raise typer.Exit(WRONG_USAGE) from None
 
 

@@ -44,16 +44,14 @@ def shown_errors(status: int | None = None, *, silent: bool = False) -> Iterator
 
 
 def needs(what: str, *packages: str, extra: str = "") -> None:
-    """End the command if one of `packages`, or of what `extra` brings, is not installed: before torch is imported, and
-    before any work."""
-    from farskip_compile.base.extras import EXTRAS, SPELLED, is_missing, pip_install
+    """End the command if one of `packages`, or of what `extra` brings, is not installed or in a version that does not
+    work: before torch is imported, and before any work."""
+    from farskip_compile.base.extras import EXTRAS, pip_install, why_not
 
     for package in packages or EXTRAS[extra]:
-        if is_missing(package):
+        if reason := why_not(what, package):
             if first_rank():
-                typer.echo(
-                    f"{what} needs {SPELLED.get(package, package)}: {pip_install(package, extra=extra)}", err=True
-                )
+                typer.echo(f"{reason}: {pip_install(package, extra=extra)}", err=True)
             raise typer.Exit(WRONG_USAGE)
 
 

@@ -20,6 +20,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, TorchDynamoPlugin
 
+from farskip_compile.base.extras import check_version
 from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.errors import ConfigError
 
@@ -63,6 +64,7 @@ def farskip_plugin(*, dynamic: bool | None = None, **options: Any) -> TorchDynam
         ConfigError: unknown or wrong options; or an `Accelerator` was made before, with another plugin or none, which
             all later ones of the process share.
     """
+    check_version("accelerate")
     FarSkipConfig.from_options(options)
     plugin = _Plugin(dynamic=dynamic, farskip_options=options)
     shared = AcceleratorState._shared_state.get("dynamo_plugin")

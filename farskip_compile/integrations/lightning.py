@@ -27,6 +27,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
+from farskip_compile.base.extras import check_version
 from farskip_compile.compiler.config import FarSkipConfig, resolve
 from farskip_compile.compiler.guard.evidence import ModelEvidence
 from farskip_compile.compiler.guard.forward import guard
@@ -72,6 +73,7 @@ class FarSkip(Callback):
     """
 
     def __init__(self, model: str = "model", **options: Any) -> None:
+        check_version("lightning")
         if not FarSkipConfig.from_options(options).strict:
             raise ConfigError("strict=False trains a model as it is written", way_out="no FarSkip callback")
         self.name = model

@@ -32,6 +32,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from farskip_compile._compat.modules import is_compiled, unwrapped
+from farskip_compile.base.extras import check_version
 from farskip_compile.compiler.config import FarSkipConfig
 from farskip_compile.compiler.guard.checkpoints import guard_saves
 from farskip_compile.compiler.guard.evidence import ModelEvidence
@@ -189,6 +190,7 @@ class FarSkipCallback(_Rewired):
         stack_alone: bool | None = None,
         **options: Any,
     ) -> None:
+        check_version("transformers")
         config = FarSkipConfig.from_options(options)
         if not config.strict:
             raise ConfigError("strict=False trains a model as it is written", way_out="no FarSkipCallback")

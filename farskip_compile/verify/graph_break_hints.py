@@ -34,7 +34,7 @@ PLACES = (
     ),
     GraphBreakHint(
         "peft/utils/integrations",
-        "PEFT's DoRA asks for the name of a parameter's class in each call, which Dynamo does not trace",
+        "PEFT's DoRA asks for the name of a parameter's class in each call, which Dynamo traces from torch 2.15 on",
         "train plain LoRA (use_dora=False); or model.merge_and_unload(), and compile what it returns",
     ),
     GraphBreakHint(

@@ -7,6 +7,7 @@
     outcome        what the tests said, read off their reports
     page           docs/compat.json, and the table in docs/compat.md
     __main__       the command line
+    newest         `make newest`: the newest releases within our ranges
 
 Needs nothing but Python and an index of packages; the environments have their own pytest.
 """

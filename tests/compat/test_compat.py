@@ -255,6 +255,7 @@ def test_a_row_that_fails_stops_no_other_and_sets_the_exit_status(elsewhere: Pat
         "torch-2.15": NOT_BUILT,
         "transformers-5.20": PASSED,
         "transformers-newest": PASSED,
+        "transformers-4": PASSED,
         "vllm-0.31": PASSED,
         "vllm-0.32": PASSED,
     }

@@ -3,7 +3,8 @@
 
 Operators' schemas, decompositions, patterns, and what sympy remembers take each process about 2 s. One small model is
 compiled, forward and backward, down to the text of its kernels: nothing is built or run, and no thread is started,
-which no fork would take along.
+which no fork would take along. A build of PyTorch for GPUs starts autograd's threads all the same, without a GPU too;
+then autograd refuses to run in a fork, so nothing is compiled here.
 """
 
 from __future__ import annotations
@@ -32,4 +33,5 @@ def compile_once() -> None:
     clear_reports()
 
 
-compile_once()
+if not torch.backends.cuda.is_built():
+    compile_once()

@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 import farskip_compile
@@ -26,6 +27,7 @@ from tests.integrations.qwen2_moe import COMMON, qwen2, qwen2_form
 IDS = torch.randint(0, 64, (2, 6), generator=torch.Generator().manual_seed(0))
 ROUTED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 EAGER = {"inner": "eager"}
+TRACES_NAMES_OF_CLASSES = Version(torch.__version__) >= Version("2.15")
 
 
 def prepared(model: Any) -> Any:
@@ -185,12 +187,20 @@ def test_generate_does_not_pass_by_what_is_compiled() -> None:
     assert torch.equal(model.generate(**ask), expected)
 
 
-def test_dora_is_refused() -> None:
-    """It asks for the name of a parameter's class, which Dynamo does not trace."""
-    model = adapted(Decoder(Padded, layers=2), target_modules=["out"], use_dora=True, task_type=None)
-    with pytest.raises(PartialModelError, match="DoRA") as caught:
-        torch.compile(model, backend="farskip", options=EAGER)(token_ids())
-    assert "merge_and_unload" in caught.value.way_out
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_dora(fullgraph: bool) -> None:
+    """It asks for the name of a parameter's class, which Dynamo traces from torch 2.15 on."""
+    model = adapted(Decoder(Padded, layers=2).double(), target_modules=["out"], use_dora=True, task_type=None)
+    rewired = torch.compile(model, backend="farskip", fullgraph=fullgraph, options=EAGER)
+    if TRACES_NAMES_OF_CLASSES:
+        assert torch.equal(rewired(token_ids()), farskip_form(model.get_base_model(), token_ids()))
+    elif not fullgraph:
+        with pytest.raises(PartialModelError, match="DoRA") as caught:
+            rewired(token_ids())
+        assert "merge_and_unload" in caught.value.way_out
+    else:
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="__module__"):
+            rewired(token_ids())
 
 
 def test_names_come_from_where_adapters_are() -> None:

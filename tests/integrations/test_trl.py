@@ -27,7 +27,6 @@ from tests.integrations.training import LEFT_OUT
 
 TEXTS = [{"text": text} for text in ("the stack of rows", "a term", "one, two, three", "x y z")] * 2
 PAIRS = [{"prompt": "the rows are ", "completion": "read"}, {"prompt": "a", "completion": " term"}] * 4
-SKIP = "skip_fwd_side_effects_in_bwd_under_checkpoint"
 
 
 def trainer_of(rows: list[dict[str, str]], folder: Path, given: Any, **more: Any) -> tuple[Any, list[Any], Any]:
@@ -100,14 +99,9 @@ def test_losses_of_the_form_by_hand(rows: list[dict[str, str]], more: dict[str, 
     assert bool(masked) == ("wrapped" not in more.values())
 
 
-def test_its_defaults_for_moe_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_defaults_for_moe_models(tmp_path: Path) -> None:
     """Activation checkpoints around layers that record what their routers say."""
     more = {"activation_checkpointing": True, "router_aux_loss_coef": 0.1, "learning_rate": 0.05, "max_steps": 1}
-    trainer, _, _ = trainer_of(TEXTS, tmp_path / "refused", model().train(), **more)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=SKIP):
-        trainer.train()
-    torch.compiler.reset()
-    monkeypatch.setattr(torch._dynamo.config, SKIP, True)
     weights = []
     for checkpointing in (True, False):
         more["activation_checkpointing"] = checkpointing

@@ -13,7 +13,7 @@ from tests.structure.sources import imports, modules
 ROOT = "farskip_compile"
 MODULES = modules()
 FLOORS = (
-    ("_compat", "text_utils"),
+    ("_compat", "text_utils", "versions"),
     ("errors", "base"),
     ("passes", "comm"),
     ("verify", "costs", "manifest", "records", "models", "declare"),

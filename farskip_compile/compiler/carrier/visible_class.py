@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from farskip_compile._compat.autograd_functions import caller_of_apply
 from farskip_compile.errors import PartialModelError
 
-APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
 IS_TENSOR = torch.is_tensor.__code__
 OURS = ("torch", "farskip_compile")
 
@@ -31,7 +31,7 @@ def visible_class(frame: FrameType, own: type, as_tensor: type) -> Any:
     Raises:
         PartialModelError: an `autograd.Function` takes or returns the stream while gradients are computed.
     """
-    if frame.f_code is APPLY and torch.is_grad_enabled() and not _is_in_fsdp(frame.f_back):
+    if torch.is_grad_enabled() and (caller := caller_of_apply(frame)) is not None and not _is_in_fsdp(caller):
         raise PartialModelError(
             "a torch.autograd.Function, or a checkpoint with use_reentrant=True, takes or returns the residual "
             "stream between two layers that are compiled one by one: its gradient would not pass the function",
@@ -43,9 +43,9 @@ def visible_class(frame: FrameType, own: type, as_tensor: type) -> Any:
     return own
 
 
-def _is_in_fsdp(frame: FrameType | None) -> bool:
+def _is_in_fsdp(frame: FrameType) -> bool:
     """Return whether the code is FSDP2's, whose function passes on what is no tensor, and uses no gradient's value."""
-    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch.distributed.fsdp.")
+    return str(frame.f_globals.get("__name__", "")).startswith("torch.distributed.fsdp.")
 
 
 def _is_foreign(frame: FrameType) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from farskip_compile._compat.modules import is_compiled
+from farskip_compile.base.extras import check_version, is_in_use
 from farskip_compile.errors import ConfigError
 from farskip_compile.tools.prepare.adapters import keep_parametrizations
 from farskip_compile.tools.prepare.bookkeeping import install_recording, keep_generate_from_compiling
@@ -29,22 +30,26 @@ def prepare(model: nn.Module, *args: Any, **kwargs: Any) -> Preparation:
         kwargs: example inputs by name.
 
     Raises:
-        ConfigError: `model` is not a module, or is compiled already. Whatever the call on example inputs raises is
+        ConfigError: `model` is not a module, is compiled already, or is of a version of transformers that does not
+            work (`MissingPackageError`). Whatever the call on example inputs raises is
             passed on, after all changes are undone.
     """
     _refuse_compiled(model)
+    for package in {cls.__module__.partition(".")[0] for part in model.modules() for cls in type(part).__mro__}:
+        if package in ("transformers", "peft"):
+            check_version(package)
     with state_kept([model]):  # what is imported on the way may draw random numbers, too
         return _prepare(model, args, kwargs)
 
 
 def _prepare(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Preparation:
     changes: list[Change] = []
-    if "transformers" in sys.modules:  # else no part of the model can come from it
+    if is_in_use("transformers"):  # else no part of the model can come from it
         changes += switch_expert_parallel(model)
         changes += choose_implementation(model)
     replaced, notes = replace_loops(model, ProbeCall(args, kwargs) if args or kwargs else None)
     changes += replaced
-    if "transformers" in sys.modules:
+    if is_in_use("transformers"):
         changes += install_recording(model)
         changes += keep_generate_from_compiling(model)
     if "peft" in sys.modules:

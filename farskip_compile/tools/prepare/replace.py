@@ -13,7 +13,6 @@ alone, and a note says why.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from farskip_compile.base.extras import is_in_use
 from farskip_compile.tools.prepare.adapters import is_adapter
 from farskip_compile.tools.prepare.changes import Change, named
 from farskip_compile.tools.prepare.kernels import WeightLayout, find_kernel, is_dispatched, takes_interface
@@ -71,7 +71,7 @@ def _groups(model: nn.Module) -> list[AlikeModules]:
     """Return the modules with loops of their own that nobody has replaced; loops of PEFT are over adapters."""
     groups: dict[Hashable, AlikeModules] = {}
     known: dict[type, dict[str, LoopSource]] = {}
-    has_kernels = "transformers" in sys.modules
+    has_kernels = is_in_use("transformers")
     for name, module in model.named_modules():
         kind = type(module)
         if is_adapter(module):
