@@ -5,8 +5,8 @@ In:    an environment and a folder.
 Out:   `Built`: its Python, and the versions that are in it.
 Never: takes one version for another: what pip can't find is said, and nothing is run instead.
 
-The package is installed from this checkout, editable, as `make test` does. The environment's versions are handed to pip
-as its constraints too, in place of any that this machine sets for everything: those are about other environments.
+The package is installed from this checkout, editable, as `make test` does. The versions beside the subject are pip's
+constraints too, in place of any that this machine sets for everything: those are about other environments.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def build(environment: Environment, folder: Path) -> Built:
     if not ready.exists():
         _run([sys.executable, "-m", "venv", "--clear", str(folder)], dict(os.environ))
         constraints = folder / "constraints.txt"
-        constraints.write_text("".join(f"{one}\n" for one in environment.requirements))
+        # the subject is no constraint: where the index lacks its version, pip would call that a conflict
+        constraints.write_text("".join(f"{one}\n" for one in environment.requirements[1:]))
         variables = {**os.environ, "PIP_CONSTRAINT": str(constraints), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         pip = [str(python), "-m", "pip", "install", "--quiet"]
         _run([*pip, "--upgrade", "pip"], variables)

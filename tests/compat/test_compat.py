@@ -258,6 +258,8 @@ def test_a_row_that_fails_stops_no_other_and_sets_the_exit_status(elsewhere: Pat
         "transformers-4": PASSED,
         "vllm-0.31": PASSED,
         "vllm-0.32": PASSED,
+        "vllm-0.33": PASSED,
+        "vllm-0.34": PASSED,
     }
     assert [tests for name, tests in asked if name == "torch-2.11"] == [PRIVATE]  # the others would only fail, too
     assert "`torch._x`" in (elsewhere / "compat.md").read_text()
