@@ -70,7 +70,7 @@ examples: $(VENV)/.installed ## the scripts and notebooks of examples/
 test: $(VENV)/.installed ## the quick tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not whole"
 
-test-all: $(VENV)/.installed $(TRITON)/.installed $(BESIDE)/torchao.installed ## what a change must pass, with `make lint`
+test-all: $(VENV)/.installed $(TRITON)/.installed ## what a change must pass, with `make lint`
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not deep"
 
 # Every test, each property on all its examples: before a release.

@@ -133,6 +133,8 @@ class _Rewired(TrainerCallback):
 
         self._mark = guard_saves(model, guarded=self.guard_checkpoints)
         of_trl = any(cls.__module__.partition(".")[0] == "trl" for cls in type(args).__mro__)
+        if of_trl:
+            check_version("trl")
         compiled = _stack(model) if self._stack_alone or (self._stack_alone is None and of_trl) else model
         guard(compiled, None, refusal=REFUSAL)
         prepare(model)
