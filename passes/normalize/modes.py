@@ -58,7 +58,9 @@ class Modes:
         """The autocast that is on here, of the graph or around it."""
         if self._autocasts:
             return self._autocasts[-1]
-        return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return None  # there is none for tensors without storage, on "meta"
+        return device, torch.get_autocast_dtype(device)
 
     def are_one_in_gradients(self, written: fx.Node, others: Iterable[fx.Node]) -> bool:
         """Return whether a write to `written` here changes the gradients of `others`, views of its memory, too."""

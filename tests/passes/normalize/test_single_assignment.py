@@ -386,3 +386,10 @@ def test_any_program_of_writes_and_views(program):
     module.recompile()
     for a, b in zip((*expected, *before), (*module(*after), *after), strict=True):
         assert torch.equal(a, b)
+
+
+def test_writes_to_tensors_without_storage():
+    """Predictions are of models on "meta", a device without autocast."""
+    _, (output,) = dynamo(add_twice, x.to("meta"), s.to("meta"), edit=normalize)
+    assert output.is_meta
+    assert output.shape == x.shape
