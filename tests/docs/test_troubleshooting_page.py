@@ -7,6 +7,7 @@ A quote is an example: where the source puts a value into a message, the page ha
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -44,12 +45,11 @@ def messages(file: Path) -> Iterator[re.Pattern[str]]:
             yield re.compile(re.escape(first).replace(re.escape("\0"), ".*?"))
 
 
-MESSAGES = [
-    message
-    for folder in ("farskip_compile", "passes", "models")
-    for file in sorted((ROOT / folder).rglob("*.py"))
-    for message in messages(file)
-]
+@functools.cache
+def all_messages() -> list[re.Pattern[str]]:
+    """Return what each source file can say; not at import, since every process that collects tests would wait."""
+    folders = ("farskip_compile", "passes", "models")
+    return [found for folder in folders for file in sorted((ROOT / folder).rglob("*.py")) for found in messages(file)]
 
 
 def test_every_class_has_a_section() -> None:
@@ -70,7 +70,7 @@ def test_the_tree_is_the_tree() -> None:
 
 @pytest.mark.parametrize(("name", "quote"), QUOTES)
 def test_the_source_says_what_is_quoted(name: str, quote: str) -> None:
-    assert any(message.fullmatch(quote) for message in MESSAGES), f"{name}: nothing says {quote!r}"
+    assert any(message.fullmatch(quote) for message in all_messages()), f"{name}: nothing says {quote!r}"
 
 
 def test_every_error_that_is_raised_is_quoted() -> None:

@@ -151,6 +151,8 @@ SHOWN_BY = {
     "inductor/test_late_link.py::test_training": "inductor/test_late_link.py::test_a_buffer",
     "regional/test_regional.py::test_manifests": "manifest/test_backend.py",
     "heal/test_heal.py::test_figures": "distill/test_job.py::test_a_checkpoint_is_healed",
+    "distill/test_by_layers.py::test_a_teacher": "distill/test_self_distill.py::test_a_teacher_that_moves",
+    "faults/test_rank_faults.py::test_ranks_with": "ranks/test_compiles.py",
     "simulate/test_output.py::test_text": "simulate/test_output.py::test_picture",
 }
 """Of a whole test, or all of a file, where a change runs the same in a smaller form."""
